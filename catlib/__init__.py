@@ -1,0 +1,13 @@
+"""Case-aware adversarial training (CAT; Fan, Liu and Chen, arXiv 2204.09398): what one puts into one's own loop."""
+
+from .attacks import PGD, pgd
+from .data import Data, crop_and_flip, load_data
+from .evaluation import accuracy, check_model, robust_accuracy
+from .gain import information_gain, smooth
+from .models import build_model
+from .samplers import CaseSampler, UniformSampler
+from .training import Record, Training
+
+__version__ = "0.1.0"
+__all__ = ["PGD", "CaseSampler", "Data", "Record", "Training", "UniformSampler", "accuracy", "build_model", "check_model",
+           "crop_and_flip", "information_gain", "load_data", "pgd", "robust_accuracy", "smooth"]

@@ -1,0 +1,46 @@
+"""Eq. 3 and Eq. 4: what an adversarial example is worth, and how its weight remembers."""
+
+import torch
+from torch import Tensor
+
+
+def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Eq. 3: $w = \max_{k \ne y} \log F(x+\delta)[k] - \log F(x+\delta)[y]$.
+
+    F is the softmax of the logits, and its normaliser is the same in both terms: the difference of
+    log-likelihoods is the difference of logits, exactly, with nothing to overflow. Negative where the
+    example is classified correctly; larger means less certain of the true class.
+
+    Args:
+        logits: (B, K) with K > 1, on the adversarial examples. Half precision is raised to float32.
+        labels: (B,), integers in 0..K-1.
+
+    Returns: (B,), detached.
+    Raises: ValueError: shapes or labels outside what is written here.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must be (B, K), K > 1, and (B,).")
+    # on a GPU the check would wait for the device, and torch's own index check is not silent there
+    if labels.numel() and not labels.is_cuda and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()}; they must lie in 0..{logits.shape[1] - 1}.")
+    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    true = labels.long().unsqueeze(1)
+    return logits.scatter(1, true, -torch.inf).amax(1) - logits.gather(1, true).squeeze(1)
+
+
+def smooth(previous: Tensor, gain: Tensor, alpha: float) -> Tensor:
+    r"""Eq. 4: $w_t = \alpha\,w_{t-1} + (1-\alpha)\,w$, for the examples that iteration t drew.
+
+    Args:
+        previous: $w_{t-1}$, any shape; half precision is raised to float32.
+        gain: w of Eq. 3, of the same shape.
+        alpha: in [0, 1]; 0 keeps the last gain alone, 1 never learns.
+
+    Raises: ValueError: alpha outside [0, 1], or shapes that differ.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it must lie in [0, 1] (Eq. 4).")
+    if previous.shape != gain.shape:
+        raise ValueError(f"previous {tuple(previous.shape)} and gain {tuple(gain.shape)} must have the same shape.")
+    dtype = torch.promote_types(torch.promote_types(previous.dtype, gain.dtype), torch.float32)
+    return alpha * previous.to(dtype) + (1 - alpha) * gain.to(dtype)

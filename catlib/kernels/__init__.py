@@ -1,0 +1,1 @@
+"""Compiled helpers; the readable form of each stands where it is used."""

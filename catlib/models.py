@@ -1,0 +1,57 @@
+"""What is trained: two classifiers that take images in [0, 1] and normalise them inside."""
+
+import torch
+from torch import Tensor, nn
+
+from .data import Data
+
+MODELS = ("cnn", "resnet18")
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel. The first layer of every model, so that no attack sees normalised units."""
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean.view(-1, 1, 1))
+        self.register_buffer("std", std.view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
+    """A new classifier for these data: images (B, C, H, W) in [0, 1] to logits (B, K), on the CPU.
+
+    Args:
+        name: "cnn", two strided convolutions and two linear layers; or "resnet18", torchvision's (He et al.,
+            CVPR 2016) with the 3x3 stem, without pooling, that 28- and 32-pixel images need.
+        data: gives the number of classes, the size of an image, and the mean and deviation of its channels.
+        seed: of the initial weights; torch's global random state is left alone.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}.")
+    _, channels, height, width = data.x_train.shape
+    # some thousand images, evenly spaced, give mean and deviation to three digits
+    sample = data.x_train[::max(1, len(data.x_train) // 5000)].cpu().float().div_(255)
+    normalize = Normalize(sample.mean((0, 2, 3)), sample.std((0, 2, 3)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _cnn(channels, height, width, len(data.classes)) if name == "cnn" else _resnet18(channels, len(data.classes))
+    return nn.Sequential(normalize, network).to(memory_format=torch.channels_last)
+
+
+def _cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 128), nn.ReLU(), nn.Linear(128, classes))
+
+
+def _resnet18(channels: int, classes: int) -> nn.Module:
+    from torchvision.models import resnet18
+
+    network = resnet18(num_classes=classes)
+    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network

@@ -1,0 +1,244 @@
+"""The practical tricks: which examples an iteration sees (paper, section 2.2)."""
+
+from collections.abc import Callable, Iterator
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from .gain import smooth
+
+TREE_FROM = 4096  # examples from which the compiled tree draws faster than one sort of all
+
+
+class _BatchSampler(Sampler):
+    """What both samplers share. Iterating yields one pass's worth of index batches (sampling_number,), int64."""
+
+    def __init__(self, labels: Tensor, sampling_number: int, seed: int):
+        labels = torch.as_tensor(labels)
+        if labels.ndim != 1 or len(labels) == 0 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+            raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be (n,) integers, n > 0.")
+        if labels.min() < 0:
+            raise ValueError(f"a label is {labels.min()}; labels must lie in 0..K-1.")
+        if not isinstance(sampling_number, Integral) or not 1 <= sampling_number <= len(labels):
+            raise ValueError(f"sampling_number is {sampling_number!r}; it must be an integer in 1..{len(labels)}, "
+                             f"the number of examples.")
+        self.n, self.sampling_number, self.device = len(labels), sampling_number, labels.device
+        self.generator = torch.Generator(labels.device).manual_seed(seed)
+
+    def __len__(self) -> int:
+        return max(1, self.n // self.sampling_number)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.draw() for _ in range(len(self)))
+
+    def draw(self) -> Tensor:
+        """The next batch: (sampling_number,) different indices."""
+        raise NotImplementedError
+
+    def _check(self, state: dict) -> None:
+        for name in ("n", "sampling_number"):
+            if state[name] != getattr(self, name):
+                raise ValueError(f"the state is of a sampler with {name} {state[name]}; this one has {getattr(self, name)}.")
+
+
+class UniformSampler(_BatchSampler):
+    """Vanilla AT: a fresh shuffle a pass, cut into batches; what is left over at its end is dropped.
+
+    Args:
+        labels: (n,) integers; only their number and device matter.
+        sampling_number: examples a batch.
+        seed: of the shuffles.
+    """
+
+    def __init__(self, labels: Tensor, sampling_number: int = 128, *, seed: int = 0):
+        super().__init__(labels, sampling_number, seed)
+        self._order, self._next = torch.arange(0), 0
+
+    def draw(self) -> Tensor:
+        if self._next + self.sampling_number > len(self._order):
+            self._order, self._next = torch.randperm(self.n, generator=self.generator, device=self.device), 0
+        self._next += self.sampling_number
+        return self._order[self._next - self.sampling_number:self._next]
+
+    def update(self, indices: Tensor, gain: Tensor) -> None:
+        """Nothing to learn: every example counts the same."""
+
+    def state_dict(self) -> dict:
+        return {"n": self.n, "sampling_number": self.sampling_number, "generator": self.generator.get_state(),
+                "order": self._order, "next": self._next}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._check(state)
+        self.generator.set_state(state["generator"].cpu())
+        self._order, self._next = state["order"].to(self.device), state["next"]
+
+
+class CaseSampler(_BatchSampler):
+    r"""CAT: draw by information gain, without replacement, balanced over classes.
+
+    The next example of a class is drawn with probability in proportion to exp(w / temperature) among those of
+    the class not yet in the batch (Gumbel-top-k draws them at once): w is a log-ratio of likelihoods (Eq. 3),
+    negative for every correct example, so its exponential is the weight. $w_0 = 1$ (Protocol 1, line 1).
+
+    Args:
+        labels: (n,) integers; the sampler lives on their device.
+        sampling_number: adversarial examples an iteration draws; at most n.
+        alpha: of Eq. 4, in [0, 1]; may be set while training runs.
+        class_balanced: give every class the same share; what remains goes round from batch to batch, and
+            what a class cannot give, being too small, goes to the others.
+        temperature: a positive number, or "auto": the standard deviation of the current weights, renewed
+            once a pass over the data (1 during the first), which keeps the draw independent of the logits' scale.
+        log_weight: for ablations: maps the weights w (n,) to other log weights (n,).
+        tree: draw by the sum tree (O(log n) an example, on a CPU) instead of one sort of all examples; the
+            law is the same. None decides by size.
+        seed: of the draws.
+
+    Raises: ValueError: an argument outside what is written here.
+    """
+
+    def __init__(self, labels: Tensor, sampling_number: int = 128, alpha: float = 0.5, *, class_balanced: bool = True,
+                 temperature: float | str = "auto", log_weight: Callable[[Tensor], Tensor] | None = None,
+                 tree: bool | None = None, seed: int = 0):
+        super().__init__(labels, sampling_number, seed)
+        self.alpha, self.log_weight = alpha, log_weight
+        labels = torch.as_tensor(labels).long() if class_balanced else torch.zeros(self.n, dtype=torch.long, device=self.device)
+        counts = torch.bincount(labels)
+        groups = labels if counts.all() else ((counts > 0).cumsum(0) - 1)[labels]
+        self._counts, self._draws, self._divisor, self._forest = counts[counts > 0].cpu().numpy(), 0, 1.0, None
+        if tree is None:
+            tree = self.device.type == "cpu" and self.n >= TREE_FROM and log_weight is None
+        if tree:
+            from .kernels.tree import Forest  # numba takes a second to load
+            self._forest = Forest(groups.numpy(), np.ones(self.n, np.float32))
+        else:
+            self._weights, self._groups = torch.ones(self.n, device=self.device), groups
+        self.temperature = temperature
+
+    @property
+    def alpha(self) -> float:
+        """Of Eq. 4; in [0, 1]."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}; it must lie in [0, 1] (Eq. 4).")
+        self._alpha = alpha
+
+    @property
+    def temperature(self) -> float | str:
+        """A positive number, or "auto"; a large one draws uniformly. May be set while training runs."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float | str) -> None:
+        if temperature != "auto" and not (isinstance(temperature, Real) and 0 < temperature < float("inf")):
+            raise ValueError(f"temperature is {temperature!r}; it must be a positive number or 'auto'.")
+        self._temperature = temperature
+        self._set_divisor(self._deviation() if temperature == "auto" else temperature)
+
+    @property
+    def weights(self) -> Tensor:
+        """(n,) float32: w_t of Eq. 4 of every example, 1 where it was never drawn."""
+        return torch.from_numpy(self._forest.weights) if self._forest else self._weights.clone()
+
+    def quotas(self) -> np.ndarray:
+        """How many examples of each class the next batch holds; they add up to the sampling number."""
+        quotas, growing, left = np.zeros_like(self._counts), np.arange(len(self._counts)), self.sampling_number
+        while True:
+            share, extra = divmod(left, len(growing))
+            full = self._counts[growing] < share + (extra > 0)
+            if not full.any():
+                break
+            # too small for its share: such a class gives all it has, and the others share the rest
+            quotas[growing[full]] = self._counts[growing[full]]
+            left -= quotas[growing[full]].sum()
+            growing = growing[~full]
+            if not len(growing):
+                return quotas
+        quotas[growing] = share
+        # the remainder goes on where the last batch stopped: exact over as many batches as there are classes
+        quotas[growing[(self._draws * extra + np.arange(extra)) % len(growing)]] += 1
+        return quotas
+
+    def draw(self) -> Tensor:
+        if self.temperature == "auto" and self._draws and self._draws % len(self) == 0:
+            self._set_divisor(self._deviation())
+        quotas = self.quotas()
+        self._draws += 1
+        if self._forest:
+            seed = torch.randint(2**62, (), generator=self.generator).item()
+            drawn = torch.from_numpy(self._forest.draw(quotas, seed)).long()
+        else:
+            drawn = self._gumbel_top_k(quotas)
+        return drawn[torch.randperm(len(drawn), generator=self.generator, device=self.device)]
+
+    def _gumbel_top_k(self, quotas: np.ndarray) -> Tensor:
+        # the largest of (log weight + Gumbel noise) are a draw by weight without replacement (Vieira 2014; Kool et al. 2019)
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        log_weight = self.log_weight(self._weights) if self.log_weight else self._weights.to(dtype) / self._divisor
+        gumbel = -torch.empty(self.n, dtype=dtype, device=self.device).exponential_(generator=self.generator).log()
+        by_key = (log_weight + gumbel).argsort(descending=True)
+        by_class = by_key[self._groups[by_key].argsort(stable=True)]
+        starts = np.cumsum(self._counts) - self._counts
+        first = np.concatenate([np.arange(s, s + q) for s, q in zip(starts, quotas, strict=True)])
+        return by_class[torch.from_numpy(first).to(self.device, non_blocking=True)]
+
+    def _deviation(self) -> float | Tensor:
+        """Standard deviation of the weights, 1 if they are all the same; stays on the device."""
+        if self._forest:
+            return self._forest.deviation() or 1.0
+        deviation = self._weights.double().std(correction=0) if self.device.type != "mps" else self._weights.std(correction=0)
+        return torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
+    def _set_divisor(self, divisor: float | Tensor) -> None:
+        self._divisor = divisor
+        if self._forest:
+            self._forest.set_temperature(divisor)
+
+    def update(self, indices: Tensor, gain: Tensor) -> None:
+        """Eq. 4 for the examples of a batch (Protocol 1, line 6).
+
+        Args:
+            indices: (B,) different examples, as drawn.
+            gain: (B,) their information gain, finite.
+
+        Raises: IndexError, ValueError: an index outside the data or twice, a gain that is not finite; no
+            weight was changed. (On a GPU the draw would wait for such a check: a gain that is not finite is
+            left out there, and torch's own check stops a wrong index.)
+        """
+        indices, gain = torch.as_tensor(indices, device=self.device).long(), torch.as_tensor(gain, device=self.device).detach()
+        if indices.shape != gain.shape or indices.ndim != 1:
+            raise ValueError(f"indices {tuple(indices.shape)} and gain {tuple(gain.shape)} must both be (B,).")
+        if self.device.type == "cpu" and len(indices):
+            if not 0 <= indices.min() <= indices.max() < self.n:
+                raise IndexError(f"indices go from {indices.min()} to {indices.max()}; they must lie in 0..{self.n - 1}.")
+            if len(indices.unique()) < len(indices):
+                raise ValueError("an index comes twice; a batch is drawn without replacement.")
+            if not gain.isfinite().all():
+                raise ValueError(f"gains must be finite, not {gain[~gain.isfinite()][0]}; training may have diverged.")
+        if self._forest:
+            previous = torch.from_numpy(self._forest.at(indices.numpy()))
+            self._forest.update(indices.numpy(), smooth(previous, gain.float(), self.alpha).numpy())
+        else:
+            previous = self._weights[indices]
+            updated = smooth(previous, gain.float(), self.alpha)
+            self._weights[indices] = torch.where(gain.isfinite(), updated, previous)
+
+    def state_dict(self) -> dict:
+        return {"n": self.n, "sampling_number": self.sampling_number, "generator": self.generator.get_state(),
+                "weights": self.weights, "alpha": self.alpha, "temperature": self.temperature, "draws": self._draws,
+                "divisor": float(self._divisor)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._check(state)
+        self.generator.set_state(state["generator"].cpu())
+        self.alpha, self._temperature, self._draws = state["alpha"], state["temperature"], state["draws"]
+        if self._forest:
+            self._forest.set_weights(state["weights"].numpy())
+        else:
+            self._weights = state["weights"].to(self.device, copy=True)
+        self._set_divisor(state["divisor"])
