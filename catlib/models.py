@@ -42,10 +42,14 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
 
 
 def _cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    return nn.Sequential(
+    network = nn.Sequential(
         nn.Conv2d(channels, 16, 4, stride=2, padding=1), nn.ReLU(),
         nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
         nn.Linear(32 * (height // 4) * (width // 4), 128), nn.ReLU(), nn.Linear(128, classes))
+    for layer in network:
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # torch's smaller initial weights often leave AT at chance
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return network
 
 
 def _resnet18(channels: int, classes: int) -> nn.Module:
