@@ -104,9 +104,11 @@ def main(arguments=None) -> int:
             if fresh == lesson:
                 continue
             stale += 1
-            print(f"{lesson_path.name} is out of step with its solutions" if options.check else f"{lesson_path.name}: rewritten; run it again")
-            if not options.check:
+            if options.check:
+                print(f"{lesson_path.name} is out of step with its solutions")
+            else:
                 nbformat.write(fresh, lesson_path)
+                print(f"{lesson_path.name}: Exercises rewritten; run it again")
     return stale if options.check else 0
 
 
