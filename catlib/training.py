@@ -1,10 +1,9 @@
 """Protocol 1: case-aware adversarial training, and vanilla adversarial training, as one iterator."""
 
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 class Record:
     """One iteration. Counts and times are totals since the start of training, evaluation excluded.
 
-    On a GPU, so that no iteration waits for the host, loss and coverage are None and seconds are the host's
-    clock, except where the model was evaluated.
+    On a GPU, where no iteration waits for the host, loss and coverage are None unless the model was evaluated.
     """
 
     iteration: int
@@ -37,14 +35,7 @@ class Record:
     robust_accuracy: float | None = None
 
 
-class Batch(NamedTuple):
-    """What the last iteration saw; tensors of length sampling_number."""
-
-    indices: Tensor
-    labels: Tensor
-    adversarial: Tensor
-    logits: Tensor
-    gain: Tensor
+Batch = namedtuple("Batch", "indices labels adversarial logits gain")  # what an iteration saw, tensors (sampling_number, ...)
 
 
 class Training(Iterator[Record]):
@@ -61,7 +52,7 @@ class Training(Iterator[Record]):
             anything that yields index batches (B,) and has ``update(indices, gain)``.
         attack: PGD, or any ``attack(model, images, labels) -> images``.
         optimizer: any of torch's, over the model's parameters; None is SGD(lr=0.05, momentum=0.9).
-        scheduler: any of torch's; stepped once an iteration.
+        scheduler: any of torch's, stepped once an iteration.
         iterations: where to stop; None goes on for ever.
         evaluate_every: iterations between evaluations, which also follow the last one; 0 is never.
         evaluation_attack: judges robust accuracy; None is ``attack`` with 20 steps, if that is PGD.
@@ -96,8 +87,8 @@ class Training(Iterator[Record]):
                 raise ValueError("evaluation_attack is None, and attack is not a PGD to take it from; say how to judge robust accuracy.")
             evaluation_attack = replace(attack, steps=20, step_size=None)
         self.evaluation_attack, self.evaluation_size = evaluation_attack, evaluation_size
-        bfloat16 = precision == "bfloat16" or precision == "auto" and self.device.type == "cuda"
-        self._autocast = torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        bfloat16 = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+        self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
         self._network = torch.compile(self.model) if compile else self.model
         self._progress, self._bar, self._batches = progress, None, iter(sampler)
         self._generator = torch.Generator(self.device)
@@ -107,7 +98,8 @@ class Training(Iterator[Record]):
 
     def __next__(self) -> Record:
         if self.iterations is not None and self.iteration >= self.iterations:
-            self._close()
+            if self._bar:
+                self._bar.close()
             raise StopIteration
         start, host = time.perf_counter(), self.device.type == "cpu"
         indices, images, labels = self._draw()
@@ -143,8 +135,8 @@ class Training(Iterator[Record]):
         try:
             indices = next(self._batches)
         except StopIteration:  # the sampler's next pass over the data
-            self._batches = iter(self.sampler)
-            indices = next(self._batches)
+            indices = next(batches := iter(self.sampler))
+            self._batches = batches
         indices = torch.as_tensor(indices)
         return indices, *self.data.train(indices.to(self.device))
 
@@ -187,10 +179,6 @@ class Training(Iterator[Record]):
             self._bar.update()
             if record.accuracy is not None:
                 self._bar.set_postfix(accuracy=f"{record.accuracy:.1%}", robust=f"{record.robust_accuracy:.1%}")
-
-    def _close(self) -> None:
-        if self._bar:
-            self._bar.close()
 
     def state_dict(self) -> dict:
         """All that a later run needs to go on; plain values and tensors (loads with ``weights_only=True``)."""
