@@ -1,0 +1,135 @@
+"""The live controls as a student meets them: a real JupyterLab, a real Chromium, a mouse."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+pytestmark = pytest.mark.browser
+NOTEBOOKS = ("04_weights_and_sampler.ipynb", "06_cat_versus_at.ipynb", "07_sampling_number.ipynb")
+SHOWN = "__import__('catlib.lab.panel', fromlist=['_SHOWN'])._SHOWN[-1][0]"
+PLAIN = """\
+from catlib.lab.panel import TrainingPanel, Trial
+trial = Trial(iterations=2000, evaluate_every=5, evaluation_size=100, evaluation_steps=5)
+{name} = TrainingPanel(trial, title="{name}")
+{name}.display()"""
+
+
+class Panel:
+    """The last panel of a page, seen from outside."""
+
+    def __init__(self, page, index: int = -1):
+        self.page, self.box = page.page, page.page.locator(".catlib-panel").nth(index)
+        self.box.scroll_into_view_if_needed()
+
+    def part(self, name: str):
+        return self.box.locator(f".catlib-{name}")
+
+    def button(self, name: str):
+        return self.box.locator(f"button.catlib-{name}")
+
+    def status(self) -> str:
+        return self.part("status").inner_text().strip()
+
+    def points(self) -> int:
+        return sum(int(row.get_attribute("data-points")) for row in self.box.locator("[data-points]").all())
+
+    def picture(self) -> str:
+        return self.part("curves").first.get_attribute("src")
+
+    def wait(self, condition, what: str, seconds: float = 60) -> float:
+        started = time.monotonic()
+        while not condition():
+            assert time.monotonic() - started < seconds, f"after {seconds} s still not: {what}; status: {self.status()!r}"
+            self.page.wait_for_timeout(50)
+        return time.monotonic() - started
+
+    def drag(self, name: str, share: float) -> None:
+        """Drag a slider's handle with the mouse by this share of its length."""
+        handle, rail = self.part(name).locator(".noUi-handle").bounding_box(), self.part(name).locator(".noUi-base").bounding_box()
+        x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + share * rail["width"], y, steps=8)
+        self.page.mouse.up()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_start_grow_drag_stop(open_notebook, lab, name):
+    if not (lab[0] / name).exists():
+        pytest.skip(f"there is no notebooks/{name}")
+    page = open_notebook(name)
+    page.run_all()
+    panel = Panel(page)
+    panel.wait(lambda: panel.status().startswith("ready"), "ready")
+    before = panel.picture()
+
+    panel.button("start").click()
+    panel.wait(lambda: panel.points() >= 2, "two points of the curve")
+    points, picture = panel.points(), panel.picture()
+    assert picture != before
+    panel.wait(lambda: panel.points() > points and panel.picture() != picture, "a curve that grows")
+
+    alphas = f"{{t.sampler.alpha for t in {SHOWN}.trainings.values() if hasattr(t.sampler, 'alpha')}}"
+    old = page.ask(alphas)
+    panel.drag("alpha", 0.3)
+    panel.wait(lambda: page.ask(alphas) != old, "another alpha in the sampler", 10)
+    assert panel.part("alpha").locator(".widget-readout").inner_text() in page.ask(alphas)
+    if folder := os.environ.get("CATLIB_SCREENSHOTS"):
+        panel.page.wait_for_timeout(3000)
+        panel.box.screenshot(path=Path(folder) / f"panel_{name[:2]}.png")
+
+    assert panel.status().startswith("running")
+    panel.button("stop").click()
+    panel.wait(lambda: panel.status().startswith("stopped at iteration"), "stopped", 2)
+    points, picture, status = panel.points(), panel.picture(), panel.status()
+    panel.page.wait_for_timeout(1500)
+    assert (panel.points(), panel.picture(), panel.status()) == (points, picture, status)
+
+
+def test_two_panels_and_a_busy_kernel(open_notebook, lab):
+    """Two panels in one notebook go their own ways, also while another cell has just run."""
+    cells = [nbformat.v4.new_code_cell(PLAIN.format(name=name)) for name in ("first", "second")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}),
+                   lab[0] / "two.ipynb")
+    page = open_notebook("two.ipynb")
+    page.run_all()
+    first, second = Panel(page, 0), Panel(page, 1)
+    for panel in (first, second):
+        panel.button("start").click()
+    for panel in (first, second):
+        panel.wait(lambda panel=panel: panel.points() >= 2, "two points")
+    first.button("pause").click()
+    first.wait(lambda: first.status().startswith("paused"), "paused", 2)
+    status, points = first.status(), second.points()
+    second.wait(lambda: second.points() > points, "the other goes on")
+    assert first.status() == status
+    first.button("pause").click()
+    first.wait(lambda: first.status().startswith("running") and first.status() != status, "resumed")
+    assert int(re.search(r"iteration (\d+)", first.status())[1]) >= int(re.search(r"iteration (\d+)", status)[1])
+    second.button("stop").click()
+    second.wait(lambda: second.status().startswith("stopped"), "stopped", 2)
+    assert first.status().startswith("running")
+    # a cell run again takes its old panel with it
+    page.page.evaluate("async () => { const n = jupyterapp.shell.currentWidget.content; n.activeCellIndex = 0; n.deselectAll();"
+                       "await jupyterapp.commands.execute('notebook:run-cell') }")
+    states = "[panel.state for panel, *_ in __import__('catlib.lab.panel', fromlist=['_SHOWN'])._SHOWN]"
+    first.wait(lambda: page.ask(states).startswith("['stopped'"), "the old panel stopped", 10)
+    assert page.ask("first.state") == "'ready'"
+
+
+def test_a_failure_is_readable(open_notebook, lab):
+    """What goes wrong in the thread is said in the panel."""
+    source = PLAIN.format(name="panel") + "\npanel.set(sampling_number=5000)"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)],
+                                            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}), lab[0] / "fails.ipynb")
+    page = open_notebook("fails.ipynb")
+    page.run_all()
+    panel = Panel(page)
+    panel.button("start").click()
+    panel.wait(lambda: panel.status().startswith("failed"), "failed")
+    assert "sampling_number is 5000" in panel.part("error").inner_text()
+    assert panel.button("start").is_enabled()
