@@ -85,7 +85,7 @@ class PGD:
             worst, worst_loss = images.clone(), images.new_full((len(images),), -torch.inf)
             for first in range(0, self.restarts if len(images) else 0, folded):
                 count = min(folded, self.restarts - first)
-                x, y = images.repeat(count, 1, 1, 1), labels.repeat(count)
+                x, y = images.repeat(count, 1, 1, 1), labels.long().repeat(count)
                 adversarial = self._start(x, generator)
                 step = self._stepper(x)
                 for _ in range(self.steps):
@@ -113,6 +113,8 @@ class PGD:
             generator, batch_size = _generator(generator, images), batch_size or self.batch_size
             worst = images.clone()
             broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+            if not len(images):
+                return worst, broken
             for part in torch.arange(len(images), device=images.device).split(batch_size):
                 broken[part] = logits_of(images[part]).argmax(1) != labels[part]
             for _ in range(self.restarts):
@@ -120,11 +122,13 @@ class PGD:
                 alive = (~broken).nonzero().squeeze(1)
                 current = start[alive]
                 for step in range(self.steps + 1):
+                    if not len(alive):
+                        break  # not every model takes an empty batch
                     kept = []
                     for part in torch.arange(len(alive), device=images.device).split(batch_size):
                         ids, adversarial = alive[part], current[part]
                         if step < self.steps:
-                            slope, logits = gradient(adversarial, labels[ids])
+                            slope, logits = gradient(adversarial, labels[ids].long())
                         else:
                             logits = logits_of(adversarial)
                         right = logits.argmax(1) == labels[ids]

@@ -18,8 +18,9 @@ def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
     Returns: (B,), detached.
     Raises: ValueError: shapes or labels outside what is written here.
     """
-    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must be (B, K), K > 1, and (B,).")
+    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype} must be (B, K), K > 1, "
+                         f"and (B,) integers.")
     # on a GPU the check would wait for the device, and torch's own index check is not silent there
     if labels.numel() and not labels.is_cuda and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}; they must lie in 0..{logits.shape[1] - 1}.")

@@ -210,7 +210,7 @@ class CaseSampler(_BatchSampler):
             weight was changed. (On a GPU the draw would wait for such a check: a gain that is not finite is
             left out there, and torch's own check stops a wrong index.)
         """
-        indices, gain = torch.as_tensor(indices, device=self.device).long(), torch.as_tensor(gain, device=self.device).detach()
+        indices, gain = torch.as_tensor(indices, device=self.device).long(), torch.as_tensor(gain, device=self.device).detach().float()
         if indices.shape != gain.shape or indices.ndim != 1:
             raise ValueError(f"indices {tuple(indices.shape)} and gain {tuple(gain.shape)} must both be (B,).")
         if self.device.type == "cpu" and len(indices):
@@ -222,10 +222,10 @@ class CaseSampler(_BatchSampler):
                 raise ValueError(f"gains must be finite, not {gain[~gain.isfinite()][0]}; training may have diverged.")
         if self._forest:
             previous = torch.from_numpy(self._forest.at(indices.numpy()))
-            self._forest.update(indices.numpy(), smooth(previous, gain.float(), self.alpha).numpy())
+            self._forest.update(indices.numpy(), smooth(previous, gain, self.alpha).numpy())
         else:
             previous = self._weights[indices]
-            updated = smooth(previous, gain.float(), self.alpha)
+            updated = smooth(previous, gain, self.alpha)
             self._weights[indices] = torch.where(gain.isfinite(), updated, previous)
 
     def state_dict(self) -> dict:

@@ -28,6 +28,7 @@ from catlib import PGD, CaseSampler, Training, UniformSampler, accuracy, build_m
 from catlib.data import ROOT
 
 METHODS = ("AT", "CAT")
+CRAFTING = ("pgd", "n-fgsm", "free")
 UNIFORM = 1e12  # a temperature at which all weights count the same
 
 
@@ -59,6 +60,7 @@ class Trial:
     seed: int = 0
     iterations: int = 200
     sampling_number: int = 128
+    train_size: int | None = None  # train on the first so many images alone
     # the sampler
     alpha: float = 0.5
     class_balanced: bool = True
@@ -74,6 +76,7 @@ class Trial:
     norm: str = "linf"
     batch_norm: str = "eval"
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
+    crafting: str = "pgd"  # or a cheap rival (catlib.lab.baselines): "n-fgsm"; "free", whose replays are ``steps``
     # the update
     optimizer: str = "sgd"
     learning_rate: float = 0.05
@@ -84,7 +87,10 @@ class Trial:
     evaluate_every: int = 10
     evaluation_size: int = 500
     evaluation_steps: int = 20
+    evaluation_epsilon: float | None = None  # None is that of training
+    evaluation_rule: str = "sign"
     final_restarts: int = 0  # PGD-20 with so many restarts on the whole test set at the end; 0 is none
+    final_size: int | None = None  # the first so many test images instead
     # the machine
     device: str = "auto"
     precision: str = "auto"
@@ -92,7 +98,7 @@ class Trial:
 
     def __post_init__(self):
         for name, allowed in (("method", METHODS), ("weighting", tuple(WEIGHTINGS)), ("optimizer", ("sgd", "adam")),
-                              ("schedule", ("constant", "cyclic"))):
+                              ("schedule", ("constant", "cyclic")), ("crafting", CRAFTING)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
 
@@ -106,11 +112,17 @@ class Trial:
     def attack(self) -> PGD:
         return PGD(self.epsilon, self.step_size, self.steps, self.restarts, rule=self.rule, norm=self.norm, batch_norm=self.batch_norm)
 
+    def judge(self, restarts: int = 1) -> PGD:
+        """The attack of the evaluations."""
+        epsilon = self.epsilon if self.evaluation_epsilon is None else self.evaluation_epsilon
+        return PGD(epsilon, steps=self.evaluation_steps, restarts=restarts, rule=self.evaluation_rule, norm=self.norm)
+
 
 def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """The Training that a trial describes, before its first iteration."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if trial.device == "auto" else trial.device
     data = load_data(trial.dataset).to(device)
+    data = replace(data, x_train=data.x_train[:trial.train_size], y_train=data.y_train[:trial.train_size])
     model = build_model(trial.model, data, seed=trial.seed).to(device)
     if trial.method == "AT":
         sampler = UniformSampler(data.y_train, trial.sampling_number, seed=trial.seed)
@@ -126,16 +138,20 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
     if trial.schedule == "cyclic":
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, trial.learning_rate, trial.iterations, pct_start=0.3,
                                                         anneal_strategy="linear", cycle_momentum=False)
-    return Training(model, data, sampler, trial.attack(), optimizer, scheduler=scheduler, iterations=trial.iterations,
+    kind, attack = Training, trial.attack()
+    if trial.crafting != "pgd":
+        from .baselines import NFGSM, FreeTraining
+        kind, attack = (FreeTraining, attack) if trial.crafting == "free" else (Training, NFGSM(trial.epsilon, trial.step_size or trial.epsilon))
+    return kind(model, data, sampler, attack, optimizer, scheduler=scheduler, iterations=trial.iterations,
                     evaluate_every=trial.evaluate_every, evaluation_size=trial.evaluation_size,
-                    evaluation_attack=PGD(trial.epsilon, steps=trial.evaluation_steps, norm=trial.norm),
+                    evaluation_attack=trial.judge(),
                     augment=crop_and_flip if trial.augment else None, seed=trial.seed, device=device,
                     precision=trial.precision, compile=trial.compile, progress=progress)
 
 
 def records_of(trial: Trial, training: Training):
     """The training's records, with what the trial changes on the way: a growing epsilon, the end of a warm-up."""
-    attack = trial.attack()
+    attack = training.attack
     while trial.iterations is None or training.iteration < trial.iterations:
         if trial.epsilon_warm_up:
             grown = min(1.0, (training.iteration + 1) / trial.epsilon_warm_up)
@@ -171,17 +187,20 @@ def run(trial: Trial, root: str | Path = "runs", *, progress: bool = False, obse
     write_json(folder / "run.json", {"status": "running", **provenance(trial, training)})
     for record in records_of(trial, training):
         if record.accuracy is not None:
-            records.append(asdict(record))
+            batch = training.batch
+            right = (batch.logits.argmax(1) == batch.labels).double().mean().item()  # before the update
+            records.append({**asdict(record), "batch_accuracy": right})
             wall = time.perf_counter() - started
             state = {"training": training.state_dict(), "records": records, "wall_seconds": wall}
-            write_whole(checkpoint, lambda path, state=state: torch.save(state, path))
+            # the checkpoint last: a run that is killed in between goes on from the one before, and writes both again
             write_whole(folder / "records.csv", pd.DataFrame(records).to_csv(index=False).encode())
+            write_whole(checkpoint, lambda path, state=state: torch.save(state, path))
         if observe:
             observe(training, record)
     final = {}
     if trial.final_restarts:
-        images, labels = training.data.test()
-        judge = PGD(trial.epsilon, steps=trial.evaluation_steps, restarts=trial.final_restarts, norm=trial.norm)
+        images, labels = training.data.test(slice(trial.final_size))
+        judge = trial.judge(trial.final_restarts)
         final = {"accuracy": accuracy(training.model, images, labels), "robust_accuracy": robust_accuracy(training.model, images, labels, judge)}
     write_json(folder / "run.json", {"status": "done", **provenance(trial, training), "wall_seconds": time.perf_counter() - started, "final": final})
     return folder
