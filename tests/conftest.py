@@ -1,0 +1,114 @@
+"""What the tests share: small models, the data, and a picture of a model's state to compare with."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+import catlib
+
+# property tests draw the same examples every time, so that a red test stays red until it is mended
+settings.register_profile("catlib", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.load_profile("catlib")
+
+# what must be the same, bit for bit, is so for one number of threads; and small models are fastest on one
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))])
+def device(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def digits() -> catlib.Data:
+    return catlib.load_data("digits")
+
+
+@pytest.fixture(scope="session", params=["mnist", "cifar10"])
+def real_data(request) -> catlib.Data:
+    """Real images where they are found: in CATLIB_DATA, in data/cache, or in shared/data beside the repository."""
+    roots = [catlib.data.data_root(), Path(catlib.__file__).resolve().parents[2] / "shared" / "data"]
+    for root in roots:
+        if (root / f"{request.param}.npz").exists():
+            return catlib.load_data(request.param, root)
+    pytest.skip(f"no {request.param}.npz in {' or '.join(map(str, roots))}; set CATLIB_DATA to the folder that has it")
+
+
+class ConvNet(nn.Module):
+    """Everything that an attack could disturb: batch norm, one of them frozen, dropout, a frozen parameter, a .grad."""
+
+    def __init__(self, channels: int = 1, classes: int = 10):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.deep = nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(8, 12, 3, stride=2)
+            self.norm, self.frozen_norm, self.drop = nn.BatchNorm2d(8), nn.BatchNorm2d(12), nn.Dropout(0.5)
+            self.head = nn.Linear(12, classes)
+            for norm in (self.norm, self.frozen_norm):
+                nn.init.normal_(norm.running_mean, std=0.3)
+                nn.init.uniform_(norm.running_var, 0.5, 2)
+            nn.init.normal_(self.head.weight)
+        self.conv.bias.requires_grad_(False)
+        self.head.weight.grad = torch.ones_like(self.head.weight)
+        self.frozen_norm.eval()
+
+    def forward(self, x):
+        x = self.norm(self.conv(x - 0.5)).relu()
+        x = self.drop(self.frozen_norm(self.deep(x)).relu().mean((2, 3)))
+        return self.head(x.view(x.size(0), -1))  # like many a model, this one refuses an empty batch
+
+
+@pytest.fixture(scope="session")
+def conv_net():
+    return ConvNet
+
+
+@pytest.fixture(scope="session")
+def classifier(digits):
+    """A model of the digits trained for a second without adversary: right on most, and easily broken."""
+    model = catlib.build_model("cnn", digits)
+    for _ in catlib.Training(model, digits, catlib.UniformSampler(digits.y_train), catlib.PGD(0, steps=0), iterations=40):
+        pass
+    for parameter in model.parameters():
+        parameter.grad = None
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    """A function: all that an attack must leave alone, as values that compare with ==."""
+    def take(model: nn.Module) -> list:
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        return [[(name, m.training, sorted(k for k in vars(m)), getattr(m, "track_running_stats", None), len(m._forward_hooks))
+                 for name, m in model.named_modules()],
+                [(name, t.data_ptr(), t.stride(), t.requires_grad, t.dtype, t.tolist()) for name, t in tensors],
+                [(name, None if p.grad is None else (p.grad.data_ptr(), p.grad.tolist())) for name, p in model.named_parameters()]]
+    return take
+
+
+@pytest.fixture
+def global_rng_untouched():
+    """Fails a test that moved the global random state of torch, NumPy or Python."""
+    import random
+
+    import numpy as np
+
+    def states():
+        cuda = [s.tolist() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), cuda  # noqa: NPY002
+
+    before = states()
+    yield
+    assert states() == before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_folder():
+    """No test leaves the process in another folder."""
+    before = os.getcwd()
+    yield
+    assert os.getcwd() == before
