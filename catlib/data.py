@@ -2,8 +2,6 @@
 
 import os
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,15 +79,16 @@ def load_data(name: str, root: str | Path | None = None) -> Data:
         _download(name, path)
     advice = f"Delete it, and load_data({name!r}) downloads it again; or put a whole copy in its place."
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in KEYS}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in KEYS}
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise ValueError(f"{path} is damaged or half-written ({error}). {advice}") from error
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"].reshape(-1)
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y) or not len(y) or not 0 <= y.min() <= y.max() < 10:
-            raise ValueError(f"{path} is not such a dataset: x_{split} {x.dtype} {x.shape}, y_{split} {y.shape}; expected uint8 "
-                             f"(n, H, W) or (n, H, W, C) and labels (n,) in 0..9. {advice}")
+        fits = x.dtype == np.uint8 and x.ndim in (3, 4) and y.dtype.kind in "iu" and len(x) == len(y) > 0
+        if not fits or not 0 <= y.min() <= y.max() < 10:
+            raise ValueError(f"{path} is not such a dataset: x_{split} {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; expected "
+                             f"uint8 (n, H, W) or (n, H, W, C) and integer labels (n,) in 0..9. {advice}")
     return _data(name, arrays)
 
 

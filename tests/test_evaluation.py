@@ -1,0 +1,208 @@
+"""Accuracies against plain loops, and check_model against planted defects."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from catlib import PGD, accuracy, check_model, robust_accuracy
+
+
+def verdicts_by_loop(model, images, labels, epsilon, step_size, steps, restarts, seed):
+    """Which images no iterate of any restart broke, one image at a time, in plain steps."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = [(images + torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator)).clamp(0, 1) for _ in range(restarts)]
+    standing = []
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        right = bool(model(image[None]).argmax() == label)
+        for start in starts:
+            x = start[i:i + 1]
+            for step in range(steps + 1):
+                x = x.detach().requires_grad_()
+                logits = model(x)
+                right = right and bool(logits.argmax() == label)
+                slope, = torch.autograd.grad(F.cross_entropy(logits, label[None]), x)
+                x = x + step_size * slope.sign()
+                x = torch.minimum(torch.maximum(x, image - epsilon), image + epsilon).clamp(0, 1)
+        standing.append(right)
+    return standing
+
+
+@pytest.mark.parametrize("batch_size", [7, 50, 1000])
+def test_accuracy_equals_a_loop(classifier, digits, batch_size, device):
+    images, labels = (t.to(device) for t in digits.test())
+    model = copy.deepcopy(classifier).to(device)
+    with torch.no_grad():
+        right = [int(model(x[None]).argmax()) == int(y) for x, y in zip(images, labels, strict=True)]
+    assert 0.5 < accuracy(model, images, labels, batch_size=batch_size) == sum(right) / len(right) < 1
+
+
+@pytest.mark.parametrize("batch_size", [13, 512])
+def test_robust_accuracy_equals_a_loop(classifier, digits, batch_size):
+    model = copy.deepcopy(classifier).double()
+    images, labels = digits.test(slice(60))
+    images, attack = images.double(), PGD(0.06, 0.02, steps=5, restarts=3)
+    standing = verdicts_by_loop(model, images, labels, 0.06, 0.02, 5, 3, seed=4)
+    robust = robust_accuracy(model, images, labels, attack, batch_size=batch_size, seed=4)
+    assert robust == sum(standing) / 60 and 0.1 < robust < 0.9
+    _, broken = attack.attack_until_broken(model, images, labels, generator=torch.Generator().manual_seed(4))
+    assert [not b for b in broken.tolist()] == standing
+
+
+def test_robust_accuracy_agrees_with_an_independent_attack(classifier, digits):
+    """torchattacks, judged by its last iterate alone, may leave a few standing that our iterates break, not the reverse."""
+    torchattacks = pytest.importorskip("torchattacks")
+    images, labels = digits.test()
+    attack = torchattacks.PGD(classifier, eps=0.08, alpha=0.02, steps=10)
+    theirs = robust_accuracy(classifier, images, labels, lambda model, x, y: attack(x, y))
+    ours = robust_accuracy(classifier, images, labels, PGD(0.08, 0.02, steps=10))
+    assert theirs - 0.05 < ours <= theirs + 0.005 and 0.05 < ours < 0.8
+
+
+def test_any_attack_plugs_in_and_sees_only_what_is_right(classifier, digits):
+    images, labels = digits.test(slice(100))
+    seen = []
+
+    def fgsm(model, x, y):
+        seen.append(bool((model(x).argmax(1) == y).all()))
+        x = x.detach().requires_grad_()
+        slope, = torch.autograd.grad(F.cross_entropy(model(x), y), x)
+        return (x + 0.05 * slope.sign()).clamp(0, 1)
+
+    robust = robust_accuracy(classifier, images, labels, fgsm, batch_size=30)
+    right = classifier(images).argmax(1) == labels
+    expected = [bool(r) and int(classifier(fgsm(classifier, x[None], y[None])).argmax()) == int(y)
+                for x, y, r in zip(images, labels, right, strict=True)]
+    assert robust == sum(expected) / 100 and all(seen[:4])
+    assert robust_accuracy(classifier, images, labels, lambda model, x, y: x) == accuracy(classifier, images, labels)
+
+
+def test_what_holds_between_the_two(classifier, digits):
+    images, labels = digits.test(slice(200))
+    clean = accuracy(classifier, images, labels)
+    assert robust_accuracy(classifier, images, labels, PGD(0.0, steps=3)) == clean
+    falling = [clean] + [robust_accuracy(classifier, images, labels, PGD(epsilon, steps=10)) for epsilon in (0.02, 0.06, 0.2, 1.0)]
+    assert falling == sorted(falling, reverse=True) and falling[-1] == 0
+
+
+def test_more_restarts_never_help_the_model(classifier, digits):
+    images, labels = digits.test(slice(200))
+    rates = [robust_accuracy(classifier, images, labels, PGD(0.06, steps=5, restarts=r), seed=1) for r in (1, 2, 5)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_seed_decides_and_a_global_attack_is_seeded_too(classifier, digits, global_rng_untouched):
+    images, labels = digits.test(slice(100))
+
+    def shaky(model, x, y):
+        return (x + 0.4 * torch.randn(x.shape)).clamp(0, 1)
+
+    for attack in (PGD(0.08, steps=1), shaky):
+        rates = [robust_accuracy(classifier, images, labels, attack, seed=seed) for seed in (0, 0, 1, 2, 3, 4)]
+        assert rates[0] == rates[1] and len(set(rates)) > 1
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_the_model_is_judged_in_eval_mode_and_left_as_found(conv_net, snapshot, early):
+    model = conv_net().train()
+    images, labels = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 10
+    before = snapshot(model)
+    attack = PGD(0.01, steps=2) if early else (lambda model, x, y: x)
+    judged = accuracy(model, images, labels), robust_accuracy(model, images, labels, attack)
+    assert snapshot(model) == before
+    model.eval()
+    assert judged == (accuracy(model, images, labels), robust_accuracy(model, images, labels, attack))
+
+
+def test_judged_in_full_precision_under_autocast(classifier, digits):
+    images, labels = digits.test()
+    dtypes, model = set(), copy.deepcopy(classifier)
+    model.register_forward_hook(lambda _, __, out: dtypes.add(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        accuracy(model, images, labels)
+        robust_accuracy(model, images, labels, PGD(0.05, steps=2))
+    assert dtypes == {torch.float32}
+
+
+# check_model
+
+class Softmax(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).softmax(1)
+
+
+class Noise(Softmax):
+    def forward(self, x):
+        return self.model(x) + 1e-3 * torch.randn(len(x), 10)
+
+
+class Rounded(Softmax):
+    def forward(self, x):
+        return self.model((x * 4).round() / 4)
+
+
+class Detached(Softmax):
+    def forward(self, x):
+        with torch.no_grad():
+            return self.model(x)
+
+
+class Saturated(Softmax):
+    def forward(self, x):
+        return self.model(x) * 1e4
+
+
+DEFECTS = {"probabilities": (Softmax, "probabilities, not logits"), "random": (Noise, "random output"),
+           "rounding": (Rounded, "no gradient for 100%"), "detached": (Detached, "no gradient for 100%"),
+           "saturated": (Saturated, "no gradient")}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_finds_a_planted_defect(classifier, digits, name, global_rng_untouched):
+    defect, sentence = DEFECTS[name]
+    with pytest.warns(UserWarning, match=sentence):
+        found = check_model(defect(classifier).eval(), digits.test(slice(50))[0])
+    assert len(found) == 1 and sentence in found[0]
+
+
+def test_finds_training_mode_and_wrong_pixels(classifier, digits, snapshot):
+    images, model = digits.test(slice(50))[0], copy.deepcopy(classifier)
+    model[1][1].train()
+    before = snapshot(model)
+    with pytest.warns(UserWarning):
+        mode, low, bytes_ = (check_model(model, images), check_model(classifier, images * 2 - 1),
+                             check_model(classifier, digits.x_test[:50]))
+    assert snapshot(model) == before
+    assert len(mode) == len(low) == 1
+    assert "not in eval mode" in mode[0] and "-1 to 1" in low[0] and "0 to 255" in bytes_[0]
+
+
+def test_finds_several_at_once(classifier, digits):
+    with pytest.warns(UserWarning):
+        found = check_model(Softmax(Noise(classifier)).train(), digits.test(slice(50))[0] + 1)
+    assert len(found) == 4
+    classifier.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_finds_nothing_in_a_good_model(classifier, digits, dtype, snapshot, global_rng_untouched):
+    model, images = copy.deepcopy(classifier).to(dtype), digits.test(slice(50))[0].to(dtype)
+    before = snapshot(model)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        assert check_model(model, images) == []
+    assert snapshot(model) == before
+
+
+def test_finds_nothing_in_new_models(conv_net, digits):
+    """A model that knows nothing yet is no defect."""
+    assert check_model(conv_net().eval(), digits.test(slice(50))[0]) == []
+    assert math.isfinite(accuracy(conv_net(), *digits.test()))

@@ -1,0 +1,61 @@
+"""The two classifiers: shapes, seeded weights, normalisation inside."""
+
+import pytest
+import torch
+
+from catlib import Data, build_model
+
+
+def fake(channels, size, classes=10, n=50):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
+    y = torch.arange(n) % classes
+    return Data("fake", x, y, x, y, tuple(map(str, range(classes))))
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18"])
+@pytest.mark.parametrize("channels, size", [(1, 8), (1, 28), (3, 32)])
+def test_shapes(name, channels, size, device):
+    model = build_model(name, fake(channels, size, classes=7)).to(device).eval()
+    assert model(torch.rand(3, channels, size, size, device=device)).shape == (3, 7)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18"])
+def test_the_seed_decides_the_weights_and_nothing_else_does(name, global_rng_untouched):
+    data = fake(3, 32)
+    models = []
+    with torch.random.fork_rng():
+        for place, seed in enumerate((0, 0, 1)):
+            torch.manual_seed(place)
+            models.append([p.detach().clone() for p in build_model(name, data, seed=seed).parameters()])
+    assert all(map(torch.equal, models[0], models[1]))
+    assert sum(not torch.equal(a, b) for a, b in zip(models[0], models[2], strict=True)) > 3
+    build_model(name, data)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18"])
+def test_normalisation_is_the_first_layer(name):
+    data = fake(3, 32, n=200)
+    model = build_model(name, data).eval()
+    first, rest = model[0], model[1:]
+    images = data.x_train.float() / 255
+    normal = first(images)
+    assert normal.mean((0, 2, 3)).abs().max() < 1e-5 and (normal.std((0, 2, 3)) - 1).abs().max() < 1e-5
+    x = images[:4]
+    by_hand = (x - images.mean((0, 2, 3)).view(3, 1, 1)) / images.std((0, 2, 3)).view(3, 1, 1)
+    torch.testing.assert_close(model(x), rest(by_hand), atol=1e-4, rtol=1e-4)
+    assert not any(p.requires_grad for p in first.buffers()) and not list(first.parameters())
+    assert {"0.mean", "0.std"} <= set(model.state_dict())  # a checkpoint carries its normalisation
+
+
+def test_the_resnet_keeps_small_images_large():
+    """The 3x3 stem without pooling: 32 pixels are 4 before the last average, not 1."""
+    model = build_model("resnet18", fake(3, 32)).eval()
+    sizes = []
+    model[1].layer4.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[2:])))
+    model(torch.rand(1, 3, 32, 32))
+    assert sizes == [(4, 4)]
+
+
+def test_models_take_float64():
+    assert build_model("cnn", fake(1, 8)).double()(torch.rand(2, 1, 8, 8, dtype=torch.float64)).dtype == torch.float64
