@@ -37,7 +37,7 @@ def lab(tmp_path_factory):
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
     home = tmp_path_factory.mktemp("lab")
     folder = home / "notebooks"
-    shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns(".*")) if (ROOT / "notebooks").exists() else folder.mkdir()
+    shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns(".*"))
     for name, values in SETTINGS.items():
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +45,16 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {key: value for key, value in os.environ.items() if key not in ("CATLIB_HEADLESS", "MPLBACKEND")} | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        **{name: str(home / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}}
+    environment = {key: value for key, value in os.environ.items() if key not in ("CATLIB_HEADLESS", "MPLBACKEND")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
+    for name in ("JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+        environment[name] = str(home / name.lower())
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+               "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
+               "--LabApp.expose_app_in_browser=True"]
     with open(home / "log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-                                   "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
-                                   "--LabApp.expose_app_in_browser=True"], env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         address = f"http://127.0.0.1:{port}"
         for _ in range(120):
@@ -85,14 +87,14 @@ def browser(chromium):
 class Page:
     """A notebook, open in JupyterLab."""
 
+    KERNEL = "jupyterapp.shell.currentWidget?.context?.sessionContext?.session?.kernel"
+
     def __init__(self, browser, address: str, name: str):
-        self.page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        self.page = browser.new_page(viewport={"width": 1000, "height": 1250})
         self.page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset", timeout=60_000)
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         self.page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
         self.page.wait_for_function(f"{self.KERNEL}?.status === 'idle'", timeout=60_000)
-
-    KERNEL = "jupyterapp.shell.currentWidget?.context?.sessionContext?.session?.kernel"
 
     def run_all(self) -> None:
         """Run every cell, to the end."""
@@ -102,8 +104,9 @@ class Page:
 
     def ask(self, expression: str) -> str:
         """What the kernel answers to an expression."""
-        reply = self.page.evaluate("""async expression => (await %s.requestExecute(
-            {code: '', silent: false, store_history: false, user_expressions: {answer: expression}}).done).content""" % self.KERNEL, expression)
+        request = "{code: '', silent: false, store_history: false, user_expressions: {answer: expression}}"
+        ask = f"async expression => (await {self.KERNEL}.requestExecute({request}).done).content"
+        reply = self.page.evaluate(ask, expression)
         answer = reply["user_expressions"]["answer"]
         assert answer["status"] == "ok", answer
         return answer["data"]["text/plain"]
