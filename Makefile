@@ -1,0 +1,61 @@
+# Everything is run from here; each target makes the environment it needs. `make` alone lists the targets.
+DATASET ?= digits# or mnist, fashion_mnist, cifar10
+PROFILE ?= smoke#  or cpu, paper
+DEVICE  ?= cpu#    or cuda
+JOBS    ?= 2#      tests at a time
+VENV    ?= .venv
+
+PYTHON := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
+
+# A data folder shared beside the clone is used when there is one; see data/README.md.
+ifeq ($(CATLIB_DATA),)
+  CATLIB_DATA := $(abspath $(wildcard ../shared/data))
+endif
+ifneq ($(CATLIB_DATA),)
+  export CATLIB_DATA
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lab bench study course lint clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(READY)  ## execute the notebooks on DATASET and print the AT-against-CAT table
+	$(PYTHON) -m catlib.lab.batch run --dataset $(DATASET)
+
+# Notebook cells share a kernel, so a worker gets a file at a time (loadscope). What is watched in a browser
+# is timed, so it runs alone afterwards.
+test: $(READY)  ## run every test, the notebooks included
+	OMP_NUM_THREADS=1 CATLIB_HEADLESS=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadscope -m "not browser" \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout 600 tests $(NOTEBOOKS)
+	$(if $(wildcard tests/browser/test_*.py),$(PYTHON) -m pytest tests/browser)
+
+lab: $(READY)  ## open the course in JupyterLab, on this machine only
+	$(PYTHON) -m jupyterlab --ip=127.0.0.1 --preferred-dir=notebooks
+
+bench: $(READY)  ## measure against other implementations on DEVICE
+	CATLIB_DEVICE=$(DEVICE) $(PYTHON) -m pytest tests/benchmarks
+
+study: $(READY)  ## run the study of the paper's claims at the size PROFILE
+	$(PYTHON) -m catlib.lab.batch study --profile $(PROFILE)
+
+course: $(READY)  ## write the executed notebooks as a static site to runs/course
+	$(PYTHON) -m catlib.lab.batch course --dataset $(DATASET)
+
+lint: $(READY)  ## check style, notebooks included
+	$(VENV)/bin/ruff check .
+
+clean:  ## remove caches and build leftovers; runs/ and the environment stay
+	rm -rf build *.egg-info .benchmarks .hypothesis .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# An environment that is already there is completed, not replaced.
+$(READY): pyproject.toml constraints.txt requirements-peers.txt
+	@echo "Installing into $(VENV); the first time this downloads torch and takes some minutes."
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet -c constraints.txt -e ".[notebooks,test]"
+	$(PYTHON) -m pip install --quiet --no-deps -r requirements-peers.txt
+	touch $@
