@@ -382,7 +382,7 @@ def test_a_batch_is_int64_without_repeats(name):
     sampler = SAMPLERS[name](torch.arange(100) % 7, 0)
     for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(sampler)), 20):
         assert batch.dtype == torch.int64 and batch.shape == (16,) and len(batch.unique()) == 16
-        assert 0 <= batch.min() and batch.max() < 100
+        assert batch.min() >= 0 and batch.max() < 100
 
 
 def test_uniform_covers_each_example_at_most_once_a_pass():
@@ -439,14 +439,14 @@ def test_the_tree_does_not_drift_in_a_million_updates():
     drift(1_000_000)
 
 
-@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 65, 1000])
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 256, 257, 5000])
 def test_the_root_is_the_sum_of_all(n):
     weights = np.random.default_rng(n).uniform(-900, 900, n).astype(np.float32)
     forest = Forest(np.zeros(n, np.int64), weights)
     for temperature in (1.0, 7.5):
         forest.set_temperature(temperature)
         expected = np.logaddexp.reduce(weights.astype(np.float64) / temperature)
-        assert forest.nodes[1] == pytest.approx(expected, rel=1e-12)
+        assert forest.log_sums() == pytest.approx([expected], rel=1e-12)
     assert forest.deviation() == pytest.approx(weights.astype(np.float64).std(), rel=1e-9, abs=1e-12)
 
 

@@ -1,60 +1,80 @@
 """Weighted draws without replacement whose cost does not feel the size of the data: sum trees over log weights.
 
-Every class has a tree. Its leaves are blocks of neighbouring examples, its nodes the logarithm of the summed
-weights below them, so weights from exp(-10^4) to exp(10^4) keep their ratios. A node is always computed anew
-from its two children, never by a difference: nothing drifts, however many updates. A draw walks down from the
-root, an update walks up from its block: O(log n) each, compiled by numba.
+Every class has a tree of fan-out 16. At its bottom lie the weights of neighbouring examples, a cache line a
+group; each node above is the sum of the 16 below it. Sums go from exp(-10^4) to exp(10^4), so a node keeps its
+sum m 2^e, 1 <= m < 2, as the number e + m - 1, a logarithm made of straight pieces: adding 16 of them takes no
+exp and no log. A node is always computed anew from those below it, never by a difference: nothing drifts,
+however many updates. A draw walks down from the root, an update walks up from its group: O(log n) each,
+compiled by numba.
 """
 
 import numba
 import numpy as np
 
-BLOCK = 32  # examples a leaf: the few cache lines that a walk ends in
+FAN = 16
+_HALVES = 2.0 ** -np.arange(64)
 _jit = numba.njit(cache=True, nogil=True)
 
 
 @_jit
-def _log_add(a, b):
-    high, low = max(a, b), min(a, b)
-    return high if low == -np.inf else high + np.log1p(np.exp(low - high))
+def _share(node, exponent):
+    """The sum that a node stands for, in units of 2^exponent; what is below 2^-63 rounding would lose anyway."""
+    e = np.floor(node)
+    return (node - e + 1.0) * _HALVES[int(exponent - e)] if exponent - e < 64 else 0.0
 
 
 @_jit
-def _block_sum(weights, first, last, scale):
-    high = -np.inf
-    for i in range(first, last):
-        high = max(high, weights[i] * scale)
+def _node(total, exponent):
+    """The node that stands for total 2^exponent, total >= 1."""
+    while total >= 2.0:
+        total, exponent = total / 2, exponent + 1
+    return exponent + (total - 1.0)
+
+
+@_jit
+def _sum_weights(weights, first, scale):
+    high = weights[first]
+    for i in range(first + 1, first + FAN):
+        high = max(high, weights[i])
+    if high == -np.inf:
+        return -np.inf
+    exponent, total = np.floor(high * scale), 0.0
+    for i in range(first, first + FAN):
+        total += np.exp2(weights[i] * scale - exponent)
+    return _node(total, exponent)
+
+
+@_jit
+def _sum_nodes(nodes, first):
+    high = nodes[first]
+    for i in range(first + 1, first + FAN):
+        high = max(high, nodes[i])
     if high == -np.inf:
         return high
-    total = 0.0
-    for i in range(first, last):
-        total += np.exp(weights[i] * scale - high)
-    return high + np.log(total)
+    exponent, total = np.floor(high), 0.0
+    for i in range(first, first + FAN):
+        total += _share(nodes[i], exponent)
+    return _node(total, exponent)
 
 
 @_jit
-def _refresh(position, c, weights, starts, roots, nodes, scale):
-    """Bring the block of one example of class c, and every node above it, up to date."""
-    blocks = (roots[c + 1] - roots[c]) // 2
-    block = (position - starts[c]) // BLOCK
-    first = starts[c] + block * BLOCK
-    tree, node = nodes[roots[c]:roots[c + 1]], blocks + block
-    tree[node] = _block_sum(weights, first, min(first + BLOCK, starts[c + 1]), scale)
-    while node > 1:
-        node //= 2
-        tree[node] = _log_add(tree[2 * node], tree[2 * node + 1])
+def _refresh(c, position, weights, nodes, starts, scale):
+    """Bring every node above one example of class c up to date."""
+    i = (position - starts[0, c]) // FAN
+    nodes[starts[1, c] + i] = _sum_weights(weights, starts[0, c] + i * FAN, scale)
+    for level in range(2, len(starts)):
+        i //= FAN
+        nodes[starts[level, c] + i] = _sum_nodes(nodes, starts[level - 1, c] + i * FAN)
 
 
 @_jit
-def _build(weights, starts, roots, nodes, scale):
-    for c in range(len(roots) - 1):
-        blocks = (roots[c + 1] - roots[c]) // 2
-        tree = nodes[roots[c]:roots[c + 1]]
-        for block in range(blocks):
-            first = starts[c] + block * BLOCK
-            tree[blocks + block] = _block_sum(weights, first, min(first + BLOCK, starts[c + 1]), scale)
-        for node in range(blocks - 1, 0, -1):
-            tree[node] = _log_add(tree[2 * node], tree[2 * node + 1])
+def _build(weights, nodes, starts, scale):
+    for c in range(starts.shape[1] - 1):
+        for i in range((starts[0, c + 1] - starts[0, c]) // FAN):
+            nodes[starts[1, c] + i] = _sum_weights(weights, starts[0, c] + i * FAN, scale)
+        for level in range(2, len(starts)):
+            for i in range((starts[level - 1, c + 1] - starts[level - 1, c]) // FAN):
+                nodes[starts[level, c] + i] = _sum_nodes(nodes, starts[level - 1, c] + i * FAN)
 
 
 @_jit
@@ -68,73 +88,102 @@ def _uniform(state):
 
 
 @_jit
-def _walk(c, weights, starts, roots, nodes, scale, state):
-    """One example of class c, with probability in proportion to its weight; its position."""
-    blocks = (roots[c + 1] - roots[c]) // 2
-    tree, node = nodes[roots[c]:roots[c + 1]], 1
-    while node < blocks:
-        left, right = tree[2 * node], tree[2 * node + 1]
-        node = 2 * node if _uniform(state) * (1.0 + np.exp(right - left)) < 1.0 else 2 * node + 1
-    first = starts[c] + (node - blocks) * BLOCK
-    last = min(first + BLOCK, starts[c + 1])
-    threshold, running, choice = _uniform(state), 0.0, first
-    for i in range(first, last):
-        if weights[i] > -np.inf:
-            choice = i  # the last one with a weight takes what rounding leaves over
-            running += np.exp(weights[i] * scale - tree[node])
-            if running > threshold:
-                break
-    return choice
+def _walk(c, weights, nodes, starts, scale, state):
+    """A position in class c and whether it is an example drawn by weight; if not, the walk fell into a gap.
+
+    Gaps are examples that are gone from a group whose nodes still count them, and what rounding leaves over.
+    """
+    node, group = nodes[starts[-1, c]], 0
+    for level in range(len(starts) - 2, 0, -1):
+        exponent = np.floor(node)
+        left = _uniform(state) * (node - exponent + 1.0)
+        first, i = starts[level, c] + group * FAN, 0
+        left -= _share(nodes[first], exponent)
+        while left > 0.0 and i < FAN - 1:
+            i += 1
+            left -= _share(nodes[first + i], exponent)
+        if left > 0.0:
+            return starts[0, c], False
+        node, group = nodes[first + i], group * FAN + i
+    exponent = np.floor(node)
+    left = _uniform(state) * (node - exponent + 1.0)
+    first = starts[0, c] + group * FAN
+    for i in range(first, first + FAN):
+        left -= np.exp2(weights[i] * scale - exponent)
+        if left <= 0.0:
+            return i, True
+    return first, False
 
 
 @_jit
-def _draw(quotas, weights, drawn, starts, roots, nodes, scale, state, out):
+def _draw(quotas, weights, nodes, starts, scale, state, out, kept):
     """Successive sampling: draw with replacement and discard repeats, which leaves its law unchanged.
 
-    A repeat is also taken out of the tree until the batch is complete, so that no example, however heavy,
-    is met more than twice and the lightest still comes when nothing else is left.
+    A drawn example loses its weight at once; the nodes above it, which cost more, when a walk falls into the
+    gap. So no example, however heavy, is met twice, and the lightest still comes when nothing else is left.
     """
     n = 0
     for c in range(len(quotas)):
-        begin, removed = n, []
+        begin, stale = n, False
         while n < begin + quotas[c]:
-            i = _walk(c, weights, starts, roots, nodes, scale, state)
-            if drawn[i]:
-                removed.append((i, weights[i]))
-                weights[i] = -np.inf
-                _refresh(i, c, weights, starts, roots, nodes, scale)
-            else:
-                drawn[i], out[n] = True, i
+            i, found = _walk(c, weights, nodes, starts, scale, state)
+            if found:
+                out[n], kept[n], weights[i] = i, weights[i], -np.inf
                 n += 1
-        for i, weight in removed:
-            weights[i] = weight
-        for i, _ in removed:
-            _refresh(i, c, weights, starts, roots, nodes, scale)
-    for i in out:
-        drawn[i] = False
+            else:
+                stale = True
+                _refresh(c, i, weights, nodes, starts, scale)
+        for j in range(begin, n):
+            weights[out[j]] = kept[j]
+        if stale:
+            for j in range(begin, n):
+                _refresh(c, out[j], weights, nodes, starts, scale)
 
 
 @_jit
-def _update(positions, values, weights, starts, roots, nodes, scale):
-    for j in range(len(positions)):
-        weights[positions[j]] = values[j]
-    for j in range(len(positions)):
-        c = np.searchsorted(starts, positions[j], side="right") - 1
-        _refresh(positions[j], c, weights, starts, roots, nodes, scale)
+def _update(indices, values, position, weights, nodes, starts, scale):
+    for j in range(len(indices)):  # apart, so that the waits for memory overlap
+        weights[position[indices[j]]] = values[j]
+    for j in range(len(indices)):
+        i = position[indices[j]]
+        _refresh(np.searchsorted(starts[0], i, side="right") - 1, i, weights, nodes, starts, scale)
 
 
 @_jit
-def _group(labels, starts, order, position):
+def _group(labels, free, order, position):
     """Counting sort: the examples class by class."""
-    free = starts[:-1].copy()
     for i in range(len(labels)):
         p = free[labels[i]]
         order[p], position[i] = i, p
         free[labels[i]] += 1
 
 
+@_jit
+def _gather(weights, position, out):
+    for i in range(len(position)):
+        out[i] = weights[position[i]]
+
+
+@_jit
+def _scatter(values, position, weights):
+    for i in range(len(position)):
+        weights[position[i]] = values[i]
+
+
+@_jit
+def _deviation(weights, n):
+    total = squares = 0.0
+    for w in weights:
+        if w > -np.inf:
+            total += w
+    for w in weights:
+        if w > -np.inf:
+            squares += (w - total / n) ** 2
+    return np.sqrt(squares / n)
+
+
 class Forest:
-    """One tree a class over log weights ``weight / temperature``; about 14 bytes an example.
+    """One tree a class over log weights ``weight / temperature``; about 13 bytes an example.
 
     Args:
         groups: (n,) int64, the class of each example, 0..C-1, none empty.
@@ -142,20 +191,27 @@ class Forest:
     """
 
     def __init__(self, groups: np.ndarray, weights: np.ndarray):
-        counts = np.bincount(groups)
-        self.starts = np.concatenate([[0], np.cumsum(counts)])
-        self.roots = np.concatenate([[0], np.cumsum(2 * -(-counts // BLOCK))])
-        self.nodes = np.full(self.roots[-1], -np.inf)
-        self.order, self.position = np.empty((2, len(groups)), np.int32 if len(groups) < 2**31 else np.int64)
-        _group(groups, self.starts, self.order, self.position)
-        self._drawn = np.zeros(len(groups), np.bool_)
-        self._scale = 1.0
+        counts, levels = np.bincount(groups), []
+        while len(levels) < 1 or counts.max() > 1:
+            padded = -(-counts // FAN) * FAN  # whole groups: no walk looks for an end
+            levels.append(np.concatenate([[0], np.cumsum(padded)]))
+            counts = padded // FAN
+        levels.append(np.concatenate([[0], np.cumsum(counts)]))
+        self.starts = np.stack(levels)  # [level, class]: level 0 in the weights, the others one by one in the nodes
+        self.starts[1:] += np.concatenate([[0], np.cumsum(self.starts[1:-1, -1])])[:, None]
+        size = self.starts[0, -1]
+        self.nodes = np.full(self.starts[-1, -1], -np.inf)
+        self.order = np.empty(size, np.int32 if size < 2**31 else np.int64)
+        self.position = np.empty(len(groups), self.order.dtype)
+        _group(groups, self.starts[0, :-1].copy(), self.order, self.position)
+        self._weights, self._scale = np.full(size, -np.inf, np.float32), 1 / np.log(2)
         self.set_weights(weights)
 
     @property
     def weights(self) -> np.ndarray:
         """(n,) the weights, in the order of the data; a copy."""
-        return self._weights[self.position]
+        _gather(self._weights, self.position, out := np.empty(len(self.position), np.float32))
+        return out
 
     def at(self, indices: np.ndarray) -> np.ndarray:
         """The weights of these examples."""
@@ -163,25 +219,31 @@ class Forest:
 
     def set_weights(self, weights: np.ndarray) -> None:
         """Replace all of them, (n,) in the order of the data; costs one pass over the data."""
-        self._weights = weights[self.order]
-        _build(self._weights, self.starts, self.roots, self.nodes, self._scale)
+        _scatter(weights, self.position, self._weights)
+        _build(self._weights, self.nodes, self.starts, self._scale)
 
     def set_temperature(self, temperature: float) -> None:
         """Divide every weight by this from now on; costs one pass over the data."""
-        self._scale = 1.0 / temperature
-        _build(self._weights, self.starts, self.roots, self.nodes, self._scale)
+        scale = 1 / (np.log(2) * temperature)  # the trees count in powers of two
+        if scale != self._scale:
+            self._scale = scale
+            _build(self._weights, self.nodes, self.starts, scale)
 
     def deviation(self) -> float:
         """Standard deviation of the weights."""
-        return float(self._weights.std(dtype=np.float64))
+        return float(_deviation(self._weights, len(self.position)))
+
+    def log_sums(self) -> np.ndarray:
+        """(C,) the logarithm of each class's sum: what its root stands for."""
+        exponent = np.floor(root := self.nodes[self.starts[-1, :-1]])
+        return np.log(2) * (exponent + np.log2(root - exponent + 1))
 
     def draw(self, quotas: np.ndarray, seed: int) -> np.ndarray:
         """quotas[c] different examples of each class c, in the order in which they were drawn; (sum,) indices."""
-        out = np.empty(quotas.sum(), np.int64)
-        _draw(quotas, self._weights, self._drawn, self.starts, self.roots, self.nodes, self._scale,
-              np.array([seed], np.uint64), out)
+        out, kept = np.empty(quotas.sum(), np.int64), np.empty(quotas.sum(), np.float32)
+        _draw(quotas, self._weights, self.nodes, self.starts, self._scale, np.array([seed], np.uint64), out, kept)
         return self.order[out]
 
     def update(self, indices: np.ndarray, values: np.ndarray) -> None:
         """Set the weights of these examples: O(log n) each."""
-        _update(self.position[indices], values, self._weights, self.starts, self.roots, self.nodes, self._scale)
+        _update(indices, values, self.position, self._weights, self.nodes, self.starts, self._scale)
