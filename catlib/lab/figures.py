@@ -150,7 +150,8 @@ def measured(name: str, folder: Path | None = None) -> pd.DataFrame | None:
         return None
     text = path.read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("#")]
-    table = pd.read_csv(path, skiprows=len(lines)).rename(columns={"arm": "method"})
+    table = pd.read_csv(path, skiprows=len(lines))
+    table = table.drop(columns="method", errors="ignore").rename(columns={"arm": "method"})  # an arm says more
     table.attrs["about"] = "\n".join(line.removeprefix("# ") for line in lines)
     return table
 
@@ -169,10 +170,10 @@ def paper_table(dataset: str, metric: str = "robust_accuracy") -> pd.DataFrame:
 def common_tick(times, printed_to: float) -> float:
     """The largest unit of which every printed time is a whole multiple, to the rounding of its last digit.
 
-    A unit no larger than four roundings would fit anything; below that there is none, and NaN comes back.
+    A unit of a few roundings would fit anything: below eight there is none, and NaN comes back.
     """
     times, rounding = np.asarray(times, float), printed_to / 2 * (1 + 1e-6)
-    for multiple in range(1, int(times.min() / (4 * printed_to)) + 1):
+    for multiple in range(1, int(times.min() / (8 * printed_to)) + 1):
         # the units for which the smallest time is this multiple; every other time narrows them
         low, high = (times.min() - rounding) / multiple, (times.min() + rounding) / multiple
         for time in np.sort(times):
