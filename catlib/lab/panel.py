@@ -120,6 +120,7 @@ class TrainingPanel(BackgroundTraining):
     @staticmethod
     def _draw_batch(axes: Axes, training) -> None:
         axes.axis("off")
+        axes.set_anchor("W")
         axes.set_title("Drawn batch, largest information gain first", loc="left")
         if training and training.batch:
             order = training.batch.gain.argsort(descending=True)[:ACROSS * DOWN]
@@ -241,12 +242,13 @@ class TrainingPanel(BackgroundTraining):
                 "dataset": lambda: w.Dropdown(options=data, value=trial.dataset),
                 "device": lambda: w.Dropdown(options=sorted({*devices, trial.device}), value=trial.device)}
         inputs = {name: make[name]() for name in self.controls}
-        inputs["against"] = w.Dropdown(options=[(text, name) for name, text in AXES.items()], description="curves against")
+        inputs["against"] = w.Dropdown(options=[(text, name) for name, text in AXES.items()], description="curves against",
+                                       style={"description_width": "initial"})
         for name, control in inputs.items():
             if name in LABELS:
                 only = self.moves[name] != list(self.trials)
                 control.description = LABELS[name] + f" of {self.moves[name][0]}" * only
-                control.layout.width, control.style.description_width = "100%", "210px" if only else "130px"
+                control.layout.width, control.style.description_width = "97%", "210px" if only else "130px"
                 if hasattr(control, "continuous_update"):
                     control.continuous_update = False  # one change when the handle is let go
             control.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
