@@ -5,6 +5,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,7 +109,8 @@ class Training(Iterator[Record]):
         try:
             with torch.random.fork_rng(devices=cuda), self._autocast:
                 # every iteration has random numbers of its own, so there is no random state to store
-                torch.manual_seed(stream := (self.seed << 32) + self.iteration)
+                # (mixed into one number, since on a CPU torch heeds only the last 32 bits of a seed)
+                torch.manual_seed(stream := int(np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)[0]))
                 self._generator.manual_seed(stream)
                 if self.augment:
                     images = self.augment(images, self._generator)

@@ -18,7 +18,10 @@ settings.load_profile("catlib")
 torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))])
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA)])
 def device(request):
     return request.param
 
@@ -82,11 +85,11 @@ def classifier(digits):
 def snapshot():
     """A function: all that an attack must leave alone, as values that compare with ==."""
     def take(model: nn.Module) -> list:
-        tensors = [*model.named_parameters(), *model.named_buffers()]
+        parameters, tensors = list(model.named_parameters()), [*model.named_parameters(), *model.named_buffers()]
         return [[(name, m.training, sorted(k for k in vars(m)), getattr(m, "track_running_stats", None), len(m._forward_hooks))
                  for name, m in model.named_modules()],
                 [(name, t.data_ptr(), t.stride(), t.requires_grad, t.dtype, t.tolist()) for name, t in tensors],
-                [(name, None if p.grad is None else (p.grad.data_ptr(), p.grad.tolist())) for name, p in model.named_parameters()]]
+                [(name, None if p.grad is None else (p.grad.data_ptr(), p.grad.tolist())) for name, p in parameters]]
     return take
 
 

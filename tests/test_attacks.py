@@ -105,7 +105,8 @@ def test_eq2_as_printed(norm, epsilon):
     images, labels = batch(6, 1, dtype=torch.float64)
     images, labels = images * 0.2 + 0.4, labels % 2
     w = 0.02 * torch.randn(64, dtype=torch.float64, generator=seeded(2))
-    ours = pgd(Linear(w), images, labels, epsilon=epsilon, step_size=123.0, steps=7, rule="gradient", norm=norm, random_start=False)
+    attack = PGD(epsilon, step_size=123.0, steps=7, rule="gradient", norm=norm, random_start=False)
+    ours = attack(Linear(w), images, labels)
     for x, y, result in zip(images.flatten(1), labels.tolist(), ours.flatten(1), strict=True):
         d = w if y == 1 else -w
         margin, square, t = float(x @ d), float(d @ d), 0.0
@@ -113,7 +114,7 @@ def test_eq2_as_printed(norm, epsilon):
             t += 1 / (1 + math.exp(-(margin + t * square)))  # softmax minus one-hot, along d
             if norm == "l2":
                 t = min(t, epsilon / math.sqrt(square))
-        assert 0 < float((x + t * d).min()) and float((x + t * d).max()) < 1
+        assert float((x + t * d).min()) > 0 and float((x + t * d).max()) < 1
         torch.testing.assert_close(result, x + t * d, atol=1e-6 if epsilon < 1 else 1e-12, rtol=0)
 
 
@@ -336,14 +337,13 @@ CONTEXTS = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode, "e
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("options", [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}, {"batch_norm": "train"}, {"random_start": False}],
-                         ids=str)
+@pytest.mark.parametrize("options", [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}, {"batch_norm": "train"},
+                                     {"random_start": False}], ids=str)
 def test_is_the_same_in_every_grad_mode(conv_net, context, options):
-    model, (images, labels) = conv_net(), batch()
-    expected = pgd(model, images, labels, epsilon=0.1, steps=3, generator=seeded(), **options)
-    with CONTEXTS[context]():
-        # images that were made there, too
-        assert torch.equal(pgd(model, images.clone(), labels.clone(), epsilon=0.1, steps=3, generator=seeded(), **options), expected)
+    model, (images, labels), attack = conv_net(), batch(), PGD(0.1, steps=3, **options)
+    expected = attack(model, images, labels, generator=seeded())
+    with CONTEXTS[context]():  # images that were made there, too
+        assert torch.equal(attack(model, images.clone(), labels.clone(), generator=seeded()), expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}], ids=str)
@@ -355,7 +355,7 @@ def test_works_under_autocast(conv_net, options, device):
         half = pgd(model, images, labels, epsilon=0.1, steps=5, generator=seeded(0, device), **options)
     assert half.dtype == torch.float32 and half.isfinite().all()
     delta = (half - images).flatten(1).norm(dim=1, p=2 if "norm" in options else math.inf)
-    assert delta.max() <= 0.1 + 1e-6 and 0 <= half.min() and half.max() <= 1
+    assert delta.max() <= 0.1 + 1e-6 and half.min() >= 0 and half.max() <= 1
     assert F.cosine_similarity((full - images).flatten(), (half - images).flatten(), dim=0) > 0.8
     # and the update after it, in the same autocast region, still finds its gradients
     with torch.autocast(device, torch.bfloat16):
@@ -369,9 +369,10 @@ def test_works_under_autocast(conv_net, options, device):
 def test_channels_last_gives_the_same(conv_net, options):
     model = conv_net(3).eval().double()
     images, labels = batch(6, 3, dtype=torch.float64)
-    expected = pgd(model, images, labels, epsilon=0.1, steps=3, generator=seeded(), **(options | {"random_start": "restarts" in options}))
-    last = pgd(model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last), labels, epsilon=0.1, steps=3,
-               generator=seeded(), **(options | {"random_start": "restarts" in options}))
+    attack = PGD(0.1, steps=3, random_start="restarts" in options, **options)
+    expected = attack(model, images, labels, generator=seeded())
+    model, images = (thing.to(memory_format=torch.channels_last) for thing in (model, images))
+    last = attack(model, images, labels, generator=seeded())
     assert last.shape == expected.shape
     if "restarts" not in options:  # random starts follow the order of the memory
         torch.testing.assert_close(last, expected, atol=1e-9, rtol=0)
@@ -381,9 +382,9 @@ def test_channels_last_gives_the_same(conv_net, options):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 @pytest.mark.parametrize("early_stop", [False, True])
 def test_takes_labels_of_any_integer_type(conv_net, dtype, early_stop):
-    model, (images, labels) = conv_net(), batch()
-    expected = pgd(model, images, labels, epsilon=0.1, steps=2, early_stop=early_stop, generator=seeded())
-    assert torch.equal(pgd(model, images, labels.to(dtype), epsilon=0.1, steps=2, early_stop=early_stop, generator=seeded()), expected)
+    model, (images, labels), attack = conv_net(), batch(), PGD(0.1, steps=2, early_stop=early_stop)
+    expected = attack(model, images, labels, generator=seeded())
+    assert torch.equal(attack(model, images, labels.to(dtype), generator=seeded()), expected)
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -410,12 +411,13 @@ def test_the_generator_decides(conv_net):
 def test_pgd_is_PGD(conv_net):
     model, (images, labels) = conv_net(), batch()
     settings = {"epsilon": 0.2, "step_size": 0.05, "steps": 3, "restarts": 2, "norm": "l2", "batch_size": 9}
-    assert torch.equal(pgd(model, images, labels, **settings, generator=seeded()), PGD(**settings)(model, images, labels, generator=seeded()))
+    expected = pgd(model, images, labels, **settings, generator=seeded())
+    assert torch.equal(PGD(**settings)(model, images, labels, generator=seeded()), expected)
     assert PGD(0.1, steps=10).step_size == pytest.approx(0.025) and PGD(0.1, steps=10) == PGD(0.1, 0.025, 10)
 
 
 def test_more_steps_and_restarts_hurt_more(classifier, digits):
     images, labels = digits.test()
-    loss = [F.cross_entropy(classifier(pgd(classifier, images, labels, epsilon=0.1, steps=steps, restarts=restarts, generator=seeded())),
-                            labels).item() for steps, restarts in ((0, 1), (1, 1), (10, 1), (10, 4))]
+    attacks = [PGD(0.1, steps=steps, restarts=restarts) for steps, restarts in ((0, 1), (1, 1), (10, 1), (10, 4))]
+    loss = [F.cross_entropy(classifier(attack(classifier, images, labels, generator=seeded())), labels).item() for attack in attacks]
     assert loss == sorted(loss) and loss[2] > 2 * loss[0]
