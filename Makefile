@@ -26,12 +26,12 @@ help:  ## list the targets
 run: $(READY)  ## execute the notebooks on DATASET and print the AT-against-CAT table
 	$(PYTHON) -m catlib.lab.batch run --dataset $(DATASET)
 
-# Notebook cells share a kernel, so a worker gets a file at a time (loadscope). What is watched in a browser
-# is timed, so it runs alone afterwards.
+# What is watched in a browser is timed, so it runs alone. In the rest a worker gets a file at a time
+# (loadscope), since the cells of a notebook share a kernel.
 test: $(READY)  ## run every test, the notebooks included
-	OMP_NUM_THREADS=1 CATLIB_HEADLESS=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadscope -m "not browser" \
-	  --nbval-lax --nbval-current-env --nbval-cell-timeout 600 tests $(NOTEBOOKS)
 	$(if $(wildcard tests/browser/test_*.py),$(PYTHON) -m pytest tests/browser)
+	OMP_NUM_THREADS=1 CATLIB_HEADLESS=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadscope --ignore=tests/browser \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout 600 tests $(NOTEBOOKS)
 
 lab: $(READY)  ## open the course in JupyterLab, on this machine only
 	$(PYTHON) -m jupyterlab --ip=127.0.0.1 --preferred-dir=notebooks
