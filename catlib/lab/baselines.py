@@ -5,6 +5,7 @@ PGD-2 and FGSM with random start are :class:`catlib.PGD` with few steps. These t
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class FreeTraining(Training):
         if self.iteration % self.attack.steps == 0:
             indices, images, labels = super()._draw()
             if self._augment_once:  # here, not in every replay: the noise belongs to these very images
-                self._generator.manual_seed((self.seed << 32) + self.iteration)
+                self._generator.manual_seed(int(np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)[0]))
                 images = self._augment_once(images, self._generator)
             self._replayed = indices, images, labels
         return self._replayed

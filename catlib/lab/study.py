@@ -15,13 +15,13 @@ import json
 import shlex
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
-import tomllib
 import torch
 
 from catlib import accuracy, load_data, robust_accuracy
@@ -241,7 +241,7 @@ def header(piece: Piece, infos: list[dict], done: list[Trial]) -> dict:
     count = of("evaluation_size")
     lines = {"dataset": of("dataset") + (f", first {of('train_size')} training images" if of("train_size") != "None" else ""),
              "model": of("model"), "threat model": f"{of('norm')}, epsilon {of('epsilon')}, images in [0, 1]",
-             "training attack": f"{of('crafting')}, {of('steps')} steps of {of('step_size')} (None: 2.5 epsilon / steps), "
+             "training attack": f"{of('crafting')}, {of('steps')} steps of {of('step_size').replace('None', '2.5 epsilon / steps')}, "
                                 f"{of('restarts')} restarts, rule {of('rule')}",
              "update": f"{of('optimizer')}, learning rate {of('learning_rate')}, schedule {of('schedule')}, weight decay "
                        f"{of('weight_decay')}, batch {of('sampling_number')}, augmentation {of('augment')}, epsilon grows over {of('epsilon_warm_up')}"}
@@ -249,7 +249,7 @@ def header(piece: Piece, infos: list[dict], done: list[Trial]) -> dict:
         lines["evaluation"] = (f"first {count} test images, PGD-{of('evaluation_steps')}, one random start, rule {of('evaluation_rule')}; "
                                f"tick: every {of('evaluate_every')} iterations; batch_accuracy is on the training batch, before its update")
         if any(trial.final_restarts for trial in done):
-            lines["final"] = f"PGD-{of('evaluation_steps')} with {of('final_restarts')} restarts on {of('final_size')} test images (None: all)"
+            lines["final"] = f"PGD-{of('evaluation_steps')} with {of('final_restarts')} restarts on {of('final_size').replace('None', 'all')} test images"
     lines |= {"seeds": " ".join(sorted({str(trial.seed) for trial in done}, key=int)),
               "runs": f"{len(done)} of {len(piece.trials)}", "device": f"{all_of('device')}, {all_of('threads')} threads",
               "versions": " | ".join(dict.fromkeys(", ".join(f"{k} {v}" for k, v in info["versions"].items()) for info in infos)),
@@ -309,7 +309,7 @@ def notebook(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
     source = ROOT / "notebooks" / target.name
     values = piece.options["tiny_parameters" if piece.options["tiny"] else "parameters"]
     allowed = parameter_names(source)
-    execute(source, target, {key: value for key, value in values.items() if key in allowed})
+    execute(source, target, {key: value for key, value in values.items() if key in allowed} | {"output_dir": str(runs / source.stem)})
     write_site([target], target.parent)
     print(f"{piece.table}: {target}", flush=True)
 
