@@ -419,5 +419,6 @@ def test_pgd_is_PGD(conv_net):
 def test_more_steps_and_restarts_hurt_more(classifier, digits):
     images, labels = digits.test()
     attacks = [PGD(0.1, steps=steps, restarts=restarts) for steps, restarts in ((0, 1), (1, 1), (10, 1), (10, 4))]
-    loss = [F.cross_entropy(classifier(attack(classifier, images, labels, generator=seeded())), labels).item() for attack in attacks]
+    adversarial = [attack(classifier, images, labels, generator=seeded()) for attack in attacks]
+    loss = [F.cross_entropy(classifier(x), labels).item() for x in adversarial]
     assert loss == sorted(loss) and loss[2] > 2 * loss[0]

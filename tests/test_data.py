@@ -131,7 +131,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "not a zip", "an array alone", "a folder", "a flipped bit", "pickled", *WRONG])
+BROKEN = ("truncated", "empty", "not a zip", "an array alone", "a folder", "a flipped bit", "pickled")
+
+
+@pytest.mark.parametrize("how", [*BROKEN, *WRONG])
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path, how):
     path = tmp_path / "cifar10.npz"
     np.savez_compressed(path, **arrays())
@@ -196,7 +199,7 @@ def test_a_download_is_kept_and_used_again(tmp_path, monkeypatch):
     assert torch.equal(load_data("mnist", root).x_test, data.x_test)
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("Error downloading train-images"), OSError("no route to host"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("failure", [RuntimeError("Error downloading"), OSError("no route"), KeyboardInterrupt()], ids=repr)
 def test_a_failed_download_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch, failure):
     from torchvision import datasets
 
@@ -230,8 +233,8 @@ def test_a_download_cut_off_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
 # the augmentation
 
-@given(n=st.integers(0, 5), channels=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9), padding=st.integers(0, 4),
-       seed=st.integers(0, 99))
+@given(n=st.integers(0, 5), channels=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9),
+       padding=st.integers(0, 4), seed=st.integers(0, 99))
 def test_crop_and_flip_equals_a_loop(n, channels, height, width, padding, seed):
     """Each image is one of the crops of its padded self, mirrored or not: the one that the generator's numbers say."""
     images = torch.rand(n, channels, height, width, generator=torch.Generator().manual_seed(seed))

@@ -15,13 +15,14 @@ from catlib import PGD, accuracy, check_model, robust_accuracy
 def verdicts_by_loop(model, images, labels, epsilon, step_size, steps, restarts, seed):
     """Which images no iterate of any restart broke, one image at a time, in plain steps."""
     generator = torch.Generator().manual_seed(seed)
-    starts = [(images + torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator)).clamp(0, 1) for _ in range(restarts)]
+    noise = [torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator) for _ in range(restarts)]
+    starts = [(images + delta).clamp(0, 1) for delta in noise]
     standing = []
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         right = bool(model(image[None]).argmax() == label)
         for start in starts:
             x = start[i:i + 1]
-            for step in range(steps + 1):
+            for _ in range(steps + 1):
                 x = x.detach().requires_grad_()
                 logits = model(x)
                 right = right and bool(logits.argmax() == label)
@@ -85,7 +86,7 @@ def test_what_holds_between_the_two(classifier, digits):
     images, labels = digits.test(slice(200))
     clean = accuracy(classifier, images, labels)
     assert robust_accuracy(classifier, images, labels, PGD(0.0, steps=3)) == clean
-    falling = [clean] + [robust_accuracy(classifier, images, labels, PGD(epsilon, steps=10)) for epsilon in (0.02, 0.06, 0.2, 1.0)]
+    falling = [clean] + [robust_accuracy(classifier, images, labels, PGD(epsilon)) for epsilon in (0.02, 0.06, 0.2, 1.0)]
     assert falling == sorted(falling, reverse=True) and falling[-1] == 0
 
 

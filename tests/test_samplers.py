@@ -144,7 +144,8 @@ def test_the_extremely_heavy_come_first_and_the_light_when_nothing_else_is_left(
 @FORMS
 def test_the_order_within_a_batch_says_nothing(tree):
     """A heavy example is drawn first, but stands anywhere in its batch."""
-    sampler = with_weights(CaseSampler(torch.zeros(8, dtype=torch.long), 4, temperature=1.0, tree=tree, seed=6), [50.0] + [0.0] * 7)
+    sampler = CaseSampler(torch.zeros(8, dtype=torch.long), 4, temperature=1.0, tree=tree, seed=6)
+    with_weights(sampler, [50.0] + [0.0] * 7)
     counts = {}
     for _ in range(2000):
         place = (sampler.draw() == 0).nonzero().item()

@@ -134,7 +134,8 @@ def test_same_seed_same_run(digits, name, global_rng_untouched):
 
 def test_another_seed_another_run(digits):
     """The same draws from the sampler, other random starts: on a CPU torch heeds only the last 32 bits of a seed."""
-    a, b = (make(digits, sampler=UniformSampler(digits.y_train, 32, seed=1), attack=PGD(0.1, steps=0), seed=seed) for seed in (0, 1))
+    samplers = (UniformSampler(digits.y_train, 32, seed=1) for _ in range(2))
+    a, b = (make(digits, sampler=sampler, attack=PGD(0.1, steps=0), seed=seed) for seed, sampler in enumerate(samplers))
     next(a), next(b)
     assert torch.equal(a.batch.indices, b.batch.indices)
     delta = [t.batch.adversarial - digits.train(t.batch.indices)[0] for t in (a, b)]
@@ -249,8 +250,9 @@ def test_attacks_of_another_library_plug_in(digits):
     for steps in (3, 1):
         model = build_model("cnn", digits)
         built = torchattacks.PGD(model, eps=0.1, alpha=0.05, steps=3) if steps == 3 else torchattacks.FGSM(model, eps=0.1)
-        training = Training(model, digits, UniformSampler(digits.y_train, 64), lambda _, x, y, built=built: built(x, y), evaluate_every=15,
-                            evaluation_size=50, evaluation_attack=PGD(0.1, steps=3), device="cpu")
+        attack = lambda _, x, y, built=built: built(x, y)  # noqa: E731
+        training = Training(model, digits, UniformSampler(digits.y_train, 64), attack, device="cpu", evaluate_every=15,
+                            evaluation_size=50, evaluation_attack=PGD(0.1, steps=3))
         records = take(training, 30)
         assert sum(r.loss for r in records[-5:]) < sum(r.loss for r in records[:5])
         assert records[-1].robust_accuracy is not None and records[-1].passes == 30 * 64 * (steps + 1)
