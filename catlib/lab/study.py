@@ -73,12 +73,12 @@ def profiles() -> list[str]:
 def pieces_of(profile: str, scale: str = "full") -> list[Piece]:
     """The pieces of a profile, in the order in which they run. ``scale="tiny"`` tries them in minutes."""
     chosen = configuration()[profile]
-    tiny = chosen.get("tiny", {}) if scale == "tiny" else {}
     pieces = []
     for entry in chosen["pieces"]:
+        tiny = chosen.get("tiny", {}) | entry.get("tiny", {}) if scale == "tiny" else {}
         settings = chosen["settings"] | {key: value for key, value in entry.items() if key in SETTINGS}
         options = {key: value for key, value in entry.items() if key not in SETTINGS}
-        trials, grid = [], entry.get("grid", {})
+        trials, grid = [], {name: values[:2] if tiny else values for name, values in entry.get("grid", {}).items()}
         for seed in range(min(entry.get("seeds", 0), 1 if tiny else 99)):  # seed by seed, so that pairs come early
             for values in itertools.product(*grid.values()):
                 for arm in entry.get("arms", ()):
