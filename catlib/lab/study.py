@@ -341,7 +341,7 @@ def finals(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
         infos.append(json.loads((folder / "run.json").read_text()))
         done.append(trial)
     if rows:
-        write_result(piece, pd.DataFrame(rows), results, infos, done)
+        write_result(replace(piece, trials=source.trials), pd.DataFrame(rows), results, infos, done)
 
 
 def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, Callable[[], float]]]:
@@ -358,10 +358,9 @@ def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, C
     def autoattack():
         from pyautoattack import AutoAttack
         size = 8 if options["tiny"] else options["autoattack_size"]
-        attack = AutoAttack(model, norm="Linf", eps=trial.epsilon, version="standard", device=str(training.device), verbose=False)
-        if options["tiny"]:
-            attack.attacks_to_run = ["apgd-ce"]
-        adversarial = attack.run_standard_evaluation(images[:size], labels[:size], bs=500)
+        version = {"version": "custom", "attacks": ["apgd-ce"]} if options["tiny"] else {"version": "standard"}
+        attack = AutoAttack(model, norm="Linf", eps=trial.epsilon, device=training.device, seed=0, **version)
+        adversarial, _ = attack.run_standard_evaluation(images[:size], labels[:size], batch_size=500)
         return accuracy(model, adversarial, labels[:size])
 
     def rescaled(factor):
