@@ -55,6 +55,7 @@ class PGD:
     batch_norm: str = "eval"
     early_stop: bool = False
     batch_size: int = 512
+    compile: bool = False  # a step as one compiled graph: for many batches of one shape; takes a minute at first
 
     def __post_init__(self):
         for name, low in (("steps", 0), ("restarts", 1), ("batch_size", 1)):
@@ -87,9 +88,12 @@ class PGD:
                 count = min(folded, self.restarts - first)
                 x, y = images.repeat(count, 1, 1, 1), labels.long().repeat(count)
                 adversarial = self._start(x, generator)
-                step = self._stepper(x)
+                move = self._stepper(x)
+                if self.compile:
+                    from .kernels.step import compiled_step
+                    step = compiled_step(model, move, y)
                 for _ in range(self.steps):
-                    adversarial = step(adversarial, gradient(adversarial, y)[0])
+                    adversarial = step(adversarial) if self.compile else move(adversarial, gradient(adversarial, y)[0])
                 if self.restarts == 1:
                     return adversarial
                 loss = F.cross_entropy(logits_of(adversarial), y, reduction="none").view(count, -1).max(0)

@@ -90,7 +90,13 @@ class Training(Iterator[Record]):
         self.evaluation_attack, self.evaluation_size = evaluation_attack, evaluation_size
         bfloat16 = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
-        self._network = torch.compile(self.model) if compile else self.model
+        self._network = self.model
+        if compile:
+            from .kernels.step import compiled
+            self._network = compiled(self.model, self.device)
+            self.attack = replace(attack, compile=not attack.early_stop) if isinstance(attack, PGD) else attack
+        if compile or self.device.type == "cuda":
+            self.model.to(memory_format=torch.channels_last)
         self._progress, self._bar, self._batches = progress, None, iter(sampler)
         self._generator = torch.Generator(self.device)
         self.seed, self.iteration, self.examples, self.passes, self.seconds = seed, 0, 0, 0, 0.0
@@ -146,7 +152,10 @@ class Training(Iterator[Record]):
         """Protocol 1, line 4."""
         if isinstance(self.attack, PGD):
             # images and labels come from the data set, which was checked when it was loaded
-            return self.attack(self._network, images, labels, generator=self._generator, check=False)
+            if self.attack.compile:  # no hook counts inside a graph
+                self.passes += (self.attack.steps + (self.attack.restarts > 1)) * self.attack.restarts * len(images)
+            network = self.model if self.attack.compile else self._network
+            return self.attack(network, images, labels, generator=self._generator, check=False)
         adversarial = self.attack(self._network, images, labels).detach()
         if adversarial.shape != images.shape:
             raise ValueError(f"the attack returned {tuple(adversarial.shape)} for images {tuple(images.shape)}.")
@@ -155,17 +164,17 @@ class Training(Iterator[Record]):
     def _update(self, adversarial: Tensor, labels: Tensor, host: bool) -> tuple[Tensor, Tensor]:
         """Protocol 1, line 5; the logits before the update, of which line 6 takes the gain."""
         self.model.train()
+        self.optimizer.zero_grad()
         logits = self._network(adversarial)
         loss = F.cross_entropy(logits, labels)
         if host and not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at iteration {self.iteration + 1}: training diverged; "
                                      f"lower the learning rate. The model is as it was before this iteration.")
-        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         if self.scheduler:
             self.scheduler.step()
-        return loss.detach(), logits.detach().float()
+        return loss.detach(), logits.detach().to(torch.float32, copy=True)  # a CUDA graph writes over its output
 
     def _count(self, _, images: tuple[Tensor]) -> None:
         self.passes += len(images[0])
