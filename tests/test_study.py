@@ -122,7 +122,7 @@ def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
     killed = 0
     for files in (2, 5, 9):  # killed when so many runs have left records, in the middle of the next
         process = start(tmp_path / "killed", tmp_path)
-        while process.poll() is None and len(list((tmp_path / "killed").glob("*/checkpoint.pt"))) < files:
+        while process.poll() is None and len(list((tmp_path / "killed").glob("*/records.csv"))) < files:
             time.sleep(0.02)
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)

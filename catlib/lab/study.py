@@ -157,6 +157,8 @@ def train(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
         except FloatingPointError as error:  # a finding, not an accident: such a run has no further records
             record_divergence(trial, runs / trial.id, error)
             outcome = "diverged"
+        if not keep:
+            (runs / trial.id / "checkpoint.pt").unlink(missing_ok=True)  # 90 MB for a ResNet-18, and nobody asks for it again
         print(f"{piece.table} {number}/{len(piece.trials)}  {arm}, seed {trial.seed}: {outcome}, {time.monotonic() - started:.0f} s", flush=True)
         write_table(piece, runs, results)
     write_table(piece, runs, results)
