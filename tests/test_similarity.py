@@ -56,6 +56,18 @@ def test_rank_correlation_is_spearmans_with_ties():
     assert math.isnan(rank_correlation(torch.ones(5), torch.arange(5)))
 
 
+def test_rank_correlation_within_groups_sees_nothing_of_what_lies_between_them():
+    generator = torch.Generator().manual_seed(2)
+    a, b = torch.randn(2, 300, generator=generator)
+    groups = torch.arange(300) % 3
+    # the groups lie far apart in both: everything agrees on that, and the order inside still is chance
+    assert rank_correlation(a + 10 * groups, b + 10 * groups) > 0.85
+    expected = [spearmanr(a[groups == g], b[groups == g]).statistic for g in range(3)]
+    # groups of one size and no ties: the mean of the groups' own correlations
+    assert rank_correlation(a + 10 * groups, b - 10 * groups, groups) == pytest.approx(sum(expected) / 3, abs=1e-12)
+    assert rank_correlation(a, a - 10 * groups, groups) == pytest.approx(1)
+
+
 def test_adversarial_logits_leave_model_and_random_state_alone(digits):
     model = torch.nn.Sequential(build_model("cnn", digits), torch.nn.Dropout(0.5)).train()
     x, y = digits.test(slice(40))
@@ -120,13 +132,15 @@ def test_staleness_is_the_plain_loop(digits, sampler):
             for alpha in alphas:
                 weights[alpha][i] = alpha * weights[alpha][i] + (1 - alpha) * gain
         if record.iteration % 4 == 0:
-            fresh = information_gain(adversarial_logits(run.model, *digits.train(examples), ATTACK, 5 + record.iteration), digits.y_train[examples])
+            logits = adversarial_logits(run.model, *digits.train(examples), ATTACK, 5 + record.iteration)
+            fresh = information_gain(logits, digits.y_train[examples])
             fresh = dict(zip(examples.tolist(), fresh.tolist(), strict=True))
             for first, end in zip(edges, (*edges[1:], math.inf), strict=True):
                 mine = [i for i in fresh if i in drawn and first <= record.iteration + 1 - drawn[i] < end]
                 if len(mine) >= 20:
-                    expected += [(record.iteration, alpha, first, spearmanr([weights[alpha][i] for i in mine], [fresh[i] for i in mine]).statistic,
-                                  len(mine)) for alpha in alphas]
+                    now = [fresh[i] for i in mine]
+                    expected += [(record.iteration, alpha, first, spearmanr([weights[alpha][i] for i in mine], now).statistic, len(mine))
+                                 for alpha in alphas]
     assert len(table) == len(expected) > 0
     for row, (iteration, alpha, age, correlation, n) in zip(table.itertuples(), expected, strict=True):
         assert (row.iteration, row.alpha, row.age, row.n) == (iteration, alpha, age, n)

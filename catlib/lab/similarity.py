@@ -34,10 +34,18 @@ def cosine_similarity(logits_a: Tensor, logits_b: Tensor) -> Tensor:
     return ((p * q).sum(1) / (p.norm(dim=1) * q.norm(dim=1))).clamp(max=1)
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's: the correlation of the ranks, equal values sharing one; nan if either does not vary."""
-    a, b = (pd.Series(values.detach().cpu().double().numpy()).rank() for values in (a, b))
-    return a.corr(b) if a.nunique() > 1 and b.nunique() > 1 else float("nan")
+def rank_correlation(a: Tensor, b: Tensor, within: Tensor | None = None) -> float:
+    """Spearman's: the correlation of the ranks, equal values sharing one; nan if either does not vary.
+
+    Args:
+        within: (n,) groups. Ranks are then places within a group, from its middle, as a share of its size: how well
+            the order inside groups agrees, whatever lies between them.
+    """
+    values = pd.DataFrame({"a": a.detach().cpu().double().numpy(), "b": b.detach().cpu().double().numpy()})
+    ranks = values.groupby(torch.zeros(len(a)).numpy() if within is None else within.cpu().numpy()).rank(pct=True)
+    if within is not None:
+        ranks -= ranks.groupby(within.cpu().numpy()).transform("mean")
+    return ranks.a.corr(ranks.b) if ranks.a.nunique() > 1 and ranks.b.nunique() > 1 else float("nan")
 
 
 def adversarial_logits(model: nn.Module, images: Tensor, labels: Tensor, attack: Callable, seed: int,
@@ -121,7 +129,8 @@ def staleness(training: Training, *, alphas: Sequence[float] = (0, 0.25, 0.5, 0.
         at_least: a group with fewer examples gives no row.
 
     Returns: a row for each check, alpha and group: dataset, seed, iteration, alpha, age (the group's lower edge),
-        rank_correlation (Spearman), n examples. To average over checks, take the rows of late iterations.
+        rank_correlation (Spearman), within_class (the same of ranks within classes, all that a class-balanced draw
+        compares), n examples. To average over checks, take the rows of late iterations.
     """
     if training.iterations is None or training.iteration:
         raise ValueError(f"staleness needs a fresh training with iterations set, not iteration {training.iteration} of "
@@ -144,5 +153,6 @@ def staleness(training: Training, *, alphas: Sequence[float] = (0, 0.25, 0.5, 0.
             mine = (group == i) & (age > 0)
             if (n := int(mine.sum())) >= at_least:
                 rows += [{"dataset": training.data.name, "seed": training.seed, "iteration": record.iteration, "alpha": alpha, "age": first,
-                          "rank_correlation": rank_correlation(weights[alpha][examples][mine], fresh[mine]), "n": n} for alpha in alphas]
+                          "rank_correlation": rank_correlation(stored := weights[alpha][examples][mine], fresh[mine]),
+                          "within_class": rank_correlation(stored, fresh[mine], labels.cpu()[mine]), "n": n} for alpha in alphas]
     return pd.DataFrame(rows)
