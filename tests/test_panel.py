@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from catlib.lab import background
+from catlib.lab.figures import COLOURS
 from catlib.lab.panel import TrainingPanel, interactive
 from catlib.lab.runs import Trial, build_training
 
@@ -192,7 +193,11 @@ def test_what_the_trials_compare_moves_the_last_one_only(panel):
     live.inputs["sampling_number"].value, live.inputs["alpha"].value = 128, 0.1
     assert [trial.sampling_number for trial in live.trials.values()] == [16, 128]
     assert [trial.alpha for trial in live.trials.values()] == [0.1, 0.1]
-    assert len(set(live.colours.values())) == 2
+    assert len(set(live.colours.values()) | set(COLOURS.values())) == 4
+    live.start()
+    live.stop()
+    live.wait(30)
+    assert "CAT, yours (now sampling number 128)" in live.readings.value and "16 (now" not in live.readings.value
 
 
 def test_an_exception_is_shown_and_what_was_trained_is_kept(panel):

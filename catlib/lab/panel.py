@@ -61,9 +61,9 @@ class TrainingPanel(BackgroundTraining):
         if unknown := [name for name in controls if name not in LABELS]:
             raise ValueError(f"controls has {', '.join(map(repr, unknown))}; allowed are {', '.join(LABELS)}.")
         super().__init__(trials)
-        taken = {COLOURS.get(name) for name in self.trials}
-        free = iter([colour for colour in PALETTE if colour not in taken] * len(self.trials))
-        self.colours = {name: COLOURS.get(name) or next(free) for name in self.trials}
+        spare = iter(PALETTE[2:] * len(self.trials))  # AT's and CAT's colours are theirs alone
+        self.colours = {name: COLOURS.get(name) or next(spare) for name in self.trials}
+        self._first = dict(self.trials)
         self.controls, self.show_batch, self.title, self.against, self.box = controls, show_batch, title, "iteration", None
         self._next_words = self._next_picture = 0.0
         self._outdated = False
@@ -98,7 +98,7 @@ class TrainingPanel(BackgroundTraining):
         self._draw_curves(axes[0, 0], "accuracy", "Accuracy (% of test images)")
         self._draw_curves(axes[0, 1], "robust_accuracy", f"Robust accuracy (%, {judge})")
         if len(self.records) > 1:
-            axes[0, 1].legend(loc="upper left")
+            axes[0, 1].legend(loc="upper left", frameon=True, edgecolor="none")
         if self.show_batch:
             name, training = next(reversed(self.trainings.items()), (None, None))
             self._draw_batch(axes[1, 0], training)
@@ -108,7 +108,8 @@ class TrainingPanel(BackgroundTraining):
     def _draw_curves(self, axes: Axes, what: str, title: str) -> None:
         for name, records in self.evaluated().items():
             points = [(getattr(r, self.against), 100 * getattr(r, what)) for r in records]
-            axes.plot(*np.array(points or np.empty((0, 2))).T, "o-", color=self.colours[name], markersize=3.5, label=name)
+            x, y = zip(*points, strict=True) if points else ((), ())
+            axes.plot(x, y, "o-", color=self.colours[name], markersize=3.5, label=self.label(name))
         for iteration, setting, value in self.changes if self.against == "iteration" else ():
             axes.axvline(iteration, color="0.5", linestyle=":", linewidth=1)
             axes.text(iteration, 2, f" {LABELS[setting].split(',')[0]} {value:.3g}", color="0.35", fontsize=8)
@@ -150,6 +151,12 @@ class TrainingPanel(BackgroundTraining):
 
     # ---- the words ----
 
+    def label(self, name: str) -> str:
+        """The trial's name, and what was moved for it alone: its name may not be true any more."""
+        moved = [f"{LABELS[setting]} {getattr(self.begun[name], setting)}" for setting, names in self.moves.items()
+                 if names != list(self.trials) and getattr(self.begun[name], setting) != getattr(self._first[name], setting)]
+        return f"{name} (now {', '.join(moved)})" if moved else name
+
     def evaluated(self) -> dict[str, list]:
         """The records that were evaluated, by name."""
         return {name: [r for r in list(records) if r.accuracy is not None] for name, records in self.records.items()}
@@ -185,7 +192,7 @@ class TrainingPanel(BackgroundTraining):
         heads = ("last evaluation", "iteration", "accuracy", "robust accuracy", "passes", "seconds")
         rows = "".join(f"<th style='padding:0 12px 0 0'>{head}</th>" for head in heads)
         for name, records in self.evaluated().items():
-            values = [f"<th style='color:{self.colours[name]};text-align:left'>{html.escape(name)}</th>"]
+            values = [f"<th style='color:{self.colours[name]};text-align:left'>{html.escape(self.label(name))}</th>"]
             for r in records[-1:]:
                 numbers = (r.iteration, f"{r.accuracy:.1%}", f"{r.robust_accuracy:.1%}", f"{r.passes:,}", f"{r.seconds:.1f}")
                 values += [f"<td style='text-align:right;padding:0 12px'>{number}</td>" for number in numbers]

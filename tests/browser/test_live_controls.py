@@ -84,8 +84,8 @@ def test_start_grow_drag_stop(open_notebook, name):
     alpha = float(panel.part("alpha").locator(".widget-readout").inner_text())
     panel.wait(lambda: page.ask(alphas) == f"{{{alpha}}}", f"alpha {alpha} in the sampler", 10)
     assert page.ask(alphas) != old
-    if folder := os.environ.get("CATLIB_SCREENSHOTS"):
-        panel.page.wait_for_timeout(3000)
+    if folder := os.environ.get("CATLIB_SCREENSHOTS"):  # pictures for people, of curves worth seeing
+        panel.wait(lambda: panel.points() >= 40, "a long curve", 180)
         panel.box.screenshot(path=Path(folder) / f"panel_{name[:2]}.png")
 
     assert panel.status().startswith("running")
