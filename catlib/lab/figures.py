@@ -184,8 +184,9 @@ def common_tick(times, printed_to: float) -> float:
     return math.nan
 
 
-def curves(records: pd.DataFrame, x: str = "iteration", metrics=tuple(METRICS), *, by: str = "method", colours=None, axes=None):
-    """Mean over seeds as a line, least to most as a band, one axis a metric; the axes.
+def curves(records: pd.DataFrame, x: str = "iteration", metrics=tuple(METRICS), *, by: str = "method", band: bool = True, colours=None,
+           axes=None):
+    """Mean over seeds as a line, least to most as a band (unless not ``band``), one axis a metric; the axes.
 
     Args:
         x: "iteration", "passes" or "seconds"; the last two are means over the seeds at each iteration.
@@ -205,7 +206,8 @@ def curves(records: pd.DataFrame, x: str = "iteration", metrics=tuple(METRICS), 
             runs = records[records[by] == name].dropna(subset=[metric]).groupby("iteration")
             at, value = runs[x].mean(), runs[metric]
             axis.plot(at, value.mean(), color=colours[name], label=str(name))
-            axis.fill_between(at, value.min(), value.max(), color=colours[name], alpha=0.18, linewidth=0)
+            if band:
+                axis.fill_between(at, value.min(), value.max(), color=colours[name], alpha=0.18, linewidth=0)
         axis.set(xlabel=COSTS.get(x, x), title=METRICS.get(metric, metric), ylim=(0, 1))
         if x == "passes":
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
