@@ -173,6 +173,8 @@ def run(trial: Trial, root: str | Path = "runs", *, progress: bool = False, obse
     if is_done(folder):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob(".*"):  # what a killed process was writing
+        part.unlink()
     training = build_training(trial, progress=progress)
     records, wall = [], 0.0
     checkpoint = folder / "checkpoint.pt"
