@@ -41,7 +41,7 @@ def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
     for one in pieces:
         assert one.kind in study.KINDS
         assert set(one.levels) <= {"accuracy", "robust_accuracy"}
-        labels = [(arm, trial.seed, trial.sampling_number) for arm, trial in one.trials]
+        labels = [(arm, trial.seed, *(getattr(trial, name) for name in one.options.get("grid", {}))) for arm, trial in one.trials]
         assert len(set(labels)) == len(labels)
         for first, second in one.options.get("pairs", []):
             assert {first, second} <= {arm for arm, _ in one.trials}
