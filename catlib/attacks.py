@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels.convolution import first_layers
+from .kernels.step import compiled_step
+
 RULES, NORMS, BATCH_NORM_MODES = ("sign", "gradient"), ("linf", "l2"), ("eval", "train")
 
 
@@ -89,11 +92,9 @@ class PGD:
                 x, y = images.repeat(count, 1, 1, 1), labels.long().repeat(count)
                 adversarial = self._start(x, generator)
                 move = self._stepper(x)
-                if self.compile:
-                    from .kernels.step import compiled_step
-                    step = compiled_step(model, move, y)
+                step = compiled_step(model, move, y) if self.compile else None
                 for _ in range(self.steps):
-                    adversarial = step(adversarial) if self.compile else move(adversarial, gradient(adversarial, y)[0])
+                    adversarial = step(adversarial) if step else move(adversarial, gradient(adversarial, y)[0])
                 if self.restarts == 1:
                     return adversarial
                 loss = F.cross_entropy(logits_of(adversarial), y, reduction="none").view(count, -1).max(0)
@@ -214,7 +215,7 @@ def _attacking(model: nn.Module, images: Tensor, labels: Tensor, attack: PGD, ch
                 norm.training, norm.track_running_stats = True, False
         for parameter in frozen:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.no_grad():
+        with first_layers(model, images.device), torch.inference_mode(False), torch.no_grad():
             yield gradient, forward
     finally:
         for module, mode in modules:

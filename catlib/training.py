@@ -15,6 +15,7 @@ from .attacks import PGD
 from .data import Data
 from .evaluation import accuracy, robust_accuracy
 from .gain import information_gain
+from .kernels.step import compiled
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -90,11 +91,9 @@ class Training(Iterator[Record]):
         self.evaluation_attack, self.evaluation_size = evaluation_attack, evaluation_size
         bfloat16 = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
-        self._network = self.model
-        if compile:
-            from .kernels.step import compiled
-            self._network = compiled(self.model, self.device)
-            self.attack = replace(attack, compile=not attack.early_stop) if isinstance(attack, PGD) else attack
+        self._network = compiled(self.model, self.device) if compile else self.model
+        if compile and isinstance(attack, PGD):
+            self.attack = replace(attack, compile=not attack.early_stop)
         if compile or self.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
         self._progress, self._bar, self._batches = progress, None, iter(sampler)
