@@ -2,6 +2,7 @@
 
     python -m catlib.lab.batch run --dataset digits     # the notebook series, its pages, the table
     python -m catlib.lab.batch course                   # the executed series as a site to publish
+    python -m catlib.lab.batch refresh                  # the committed notebooks, executed anew
     python -m catlib.lab.batch study --profile smoke    # the paper-scale study
 
 papermill runs a notebook happily with a misspelt parameter, without a time limit and in whatever folder
@@ -21,9 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from ..data import data_root
-
-ROOT = Path(__file__).resolve().parents[2]  # the clone: notebooks, data and pages are found from here
+from ..data import ROOT, data_root
+from .site import write_site
 
 
 def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", environment=None):
@@ -56,7 +56,7 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
     from jupyter_client import AsyncKernelManager
 
     notebook, output = Path(notebook).resolve(), Path(output).resolve()
-    allowed = parameter_names(notebook)
+    allowed = parameter_names(notebook) if parameters else []
     for name in parameters or {}:
         if name not in allowed:
             close = difflib.get_close_matches(name, allowed, n=1)
@@ -94,6 +94,25 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
     nbformat.write(executed, unfinished)
     os.replace(unfinished, output)
     return executed
+
+
+def refresh(notebooks=None, timeout=600) -> None:
+    """Execute notebooks with their defaults and write them back as they are committed: no trace of where or by what.
+
+    Args:
+        notebooks: paths; None is the series, then its worked solutions.
+    """
+    import nbformat
+
+    for path in notebooks or [*_series(), *sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))]:
+        node = execute(path, ROOT / "runs" / "refresh" / Path(path).name, timeout=timeout)
+        node.metadata.pop("papermill", None)
+        for cell in node.cells:
+            for key in ("papermill", "execution", "tags"):
+                if key != "tags" or cell.metadata.get("tags") == []:
+                    cell.metadata.pop(key, None)
+        nbformat.write(node, path)
+        print(f"{Path(path).name}: refreshed", flush=True)
 
 
 def parameter_names(notebook) -> list[str]:
@@ -209,65 +228,6 @@ def _run_one(notebook, folder, values, timeout, threads) -> tuple[float, str | N
     return time.perf_counter() - started, problem
 
 
-def write_site(notebooks, folder) -> None:
-    """Write executed `notebooks` as linked HTML pages with an index; nothing in them needs a network.
-
-    Equations become MathML, pictures are embedded, and plotly figures share one copy of plotly's script.
-    """
-    import nbformat
-    from latex2mathml.converter import convert
-    from nbconvert import HTMLExporter
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-    from plotly.offline import get_plotlyjs
-    from traitlets.config import Config
-
-    class Renderer(IPythonRenderer):
-        def inline_math(self, body):
-            return convert(body)
-
-        def block_math(self, body):
-            return convert(body, display="block")
-
-        def latex_environment(self, name, body):
-            return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
-
-        def link(self, text, url, title=None):
-            return super().link(text, re.sub(r"^(\d\d_\w+)\.ipynb", r"\1.html", url), title)
-
-    def markdown(source):
-        renderer = Renderer(escape=False, embed_images=True, path=str(ROOT / "notebooks"))
-        return MarkdownWithMath(renderer=renderer).render(source)
-
-    best_first = ["application/vnd.plotly.v1+json", "text/html", "image/svg+xml", "image/png", "image/jpeg"]
-    best_first += ["text/markdown", "text/latex", "text/plain"]
-    exporter = HTMLExporter(
-        template_name="classic",
-        template_file=str(ROOT / "site" / "page.html.j2"),
-        config=Config(NbConvertBase=Config(display_data_priority=best_first)),
-    )
-    exporter.register_filter("markdown2html", markdown)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
-    nodes = [nbformat.read(path, as_version=4) for path in notebooks]
-    pages = [_summary(Path(path).stem, node) for path, node in zip(notebooks, nodes, strict=True)]
-    index = nbformat.v4.new_notebook()  # empty: the template fills it with `pages`
-    for number, node in enumerate([*nodes, index]):
-        name = pages[number]["name"] if number < len(pages) else "index"
-        html, _ = exporter.from_notebook_node(node, {"pages": pages, "number": number})
-        (folder / f"{name}.html").write_text(html, encoding="utf-8")
-
-
-def _summary(name, node) -> dict:
-    """What the index shows of a page: its title, its first paragraph and its first picture."""
-    text = "\n".join(cell.source for cell in node.cells if cell.cell_type == "markdown")
-    title = re.search(r"^# (.+)$", text, re.M)
-    lead = re.search(r"^(?![#>|!<*\-\s]).+[.!?]$", text, re.M)
-    data = [output.get("data", {}) for cell in node.cells for output in cell.get("outputs", [])]
-    picture = next((bundle["image/png"] for bundle in data if "image/png" in bundle), None)
-    return dict(name=name, title=title[1] if title else name, lead=lead[0] if lead else "", picture=picture)
-
-
 def build_course(dataset="digits", out="runs") -> list[str]:
     """Write the series as executed on `dataset` to `out/course`; execute it first where that is missing.
 
@@ -289,6 +249,8 @@ def main(arguments=None) -> int:
         command = commands.add_parser(name, help=text)
         command.add_argument("--dataset", default="digits", help="digits, mnist, fashion_mnist or cifar10")
         command.add_argument("--out", default="runs", help="folder for what is made")
+    command = commands.add_parser("refresh", help="execute the committed notebooks anew, in place")
+    command.add_argument("notebooks", nargs="*", type=Path, help="default: all of them")
     commands.add_parser("study", help="the paper-scale study; takes the options of catlib.lab.study", add_help=False)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "study":
@@ -297,6 +259,8 @@ def main(arguments=None) -> int:
         return study(rest)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
+    if options.command == "refresh":
+        return refresh(options.notebooks)
     work = run_series if options.command == "run" else build_course
     try:
         return 1 if work(options.dataset, options.out) else 0
