@@ -27,7 +27,8 @@ def training(data, iterations=6, sampler=None, attack=ATTACK, rate=0.05):
 def slow_cosine(a, b):
     p, q = ([math.exp(z - max(row)) for z in row] for row in (a, b))
     p, q = ([x / math.fsum(row) for x in row] for row in (p, q))
-    return math.fsum(x * y for x, y in zip(p, q, strict=True)) / math.sqrt(math.fsum(x * x for x in p) * math.fsum(y * y for y in q))
+    lengths = math.sqrt(math.fsum(x * x for x in p) * math.fsum(y * y for y in q))
+    return math.fsum(x * y for x, y in zip(p, q, strict=True)) / lengths
 
 
 @pytest.mark.parametrize("scale", [0.1, 3, 1e4])
@@ -94,13 +95,14 @@ def test_neighbours_are_compared_as_a_loop_over_stored_models_would(digits):
     assert len(table) == 2 * (5 + 3)
     for row in table.itertuples():
         before, now = logits(row.iteration - row.gap, row.start), logits(row.iteration, row.start)
-        cosines = torch.tensor([slow_cosine(p, q) for p, q in zip(before.tolist(), now.tolist(), strict=True)], dtype=torch.float64)
+        cosines = torch.tensor([slow_cosine(p, q) for p, q in zip(before.tolist(), now.tolist(), strict=True)]).double()
         assert (row.mean, row.std) == pytest.approx((cosines.mean().item(), cosines.std(correction=0).item()), abs=1e-6)
         assert row.q50 == pytest.approx(cosines.median().item(), abs=0.02) and row.q05 <= row.q50 <= row.q95
         assert row.agreement == (before.argmax(1) == now.argmax(1)).double().mean().item()
         assert row.success == (now.argmax(1) != y).double().mean().item()
         # the partner is the previous image of the class, the last for the first
-        partner = [max([j for j in range(60) if y[j] == y[i] and j < i], default=max(j for j in range(60) if y[j] == y[i])) for i in range(60)]
+        classmates = [[j for j in range(60) if y[j] == y[i]] for i in range(60)]
+        partner = [mates[mates.index(i) - 1] for i, mates in enumerate(classmates)]
         control = [slow_cosine(before[j].tolist(), now[i].tolist()) for i, j in enumerate(partner)]
         assert row.control == pytest.approx(sum(control) / 60, abs=1e-6)
 
@@ -123,7 +125,8 @@ def test_measuring_changes_nothing(digits):
 @pytest.mark.parametrize("sampler", [UniformSampler, CaseSampler])
 def test_staleness_is_the_plain_loop(digits, sampler):
     alphas, edges, examples = (0, 0.5), (1, 3, 6), torch.arange(0, 1437, 3)
-    table = staleness(training(digits, 12, sampler(digits.y_train, 128)), alphas=alphas, ages=edges, every=4, examples=examples, seed=5)
+    observed = training(digits, 12, sampler(digits.y_train, 128))
+    table = staleness(observed, alphas=alphas, ages=edges, every=4, examples=examples, seed=5)
     run, expected = training(digits, 12, sampler(digits.y_train, 128)), []
     weights, drawn = {alpha: [1.0] * 1437 for alpha in alphas}, {}
     for record in run:
@@ -139,7 +142,8 @@ def test_staleness_is_the_plain_loop(digits, sampler):
                 mine = [i for i in fresh if i in drawn and first <= record.iteration + 1 - drawn[i] < end]
                 if len(mine) >= 20:
                     now = [fresh[i] for i in mine]
-                    expected += [(record.iteration, alpha, first, spearmanr([weights[alpha][i] for i in mine], now).statistic, len(mine))
+                    stored = {alpha: [weights[alpha][i] for i in mine] for alpha in alphas}
+                    expected += [(record.iteration, alpha, first, spearmanr(stored[alpha], now).statistic, len(mine))
                                  for alpha in alphas]
     assert len(table) == len(expected) > 0
     for row, (iteration, alpha, age, correlation, n) in zip(table.itertuples(), expected, strict=True):

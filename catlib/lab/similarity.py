@@ -103,8 +103,8 @@ def neighbour_similarity(training: Training, images: Tensor, labels: Tensor, *, 
                 similarity, control = cosine_similarity(before, logits), cosine_similarity(before[partner], logits)[has_partner]
                 predicted, quantiles = logits.argmax(1), similarity.quantile(torch.tensor(QUANTILES, dtype=torch.float64))
                 rows.append({
-                    "dataset": training.data.name, "seed": training.seed, "start": start, "gap": gap, "iteration": record.iteration,
-                    "mean": similarity.mean().item(), "std": similarity.std(correction=0).item(),
+                    "dataset": training.data.name, "seed": training.seed, "start": start, "gap": gap,
+                    "iteration": record.iteration, "mean": similarity.mean().item(), "std": similarity.std(correction=0).item(),
                     **{f"q{100 * q:02.0f}": value.item() for q, value in zip(QUANTILES, quantiles, strict=True)},
                     "agreement": (before.argmax(1) == predicted).double().mean().item(), "control": control.mean().item(),
                     "success": (predicted != labels).double().mean().item(), "n": len(labels)})
@@ -112,7 +112,8 @@ def neighbour_similarity(training: Training, images: Tensor, labels: Tensor, *, 
     return pd.DataFrame(rows)
 
 
-def staleness(training: Training, *, alphas: Sequence[float] = (0, 0.25, 0.5, 0.75, 0.9), ages: Sequence[int] = (1, 2, 5, 10, 20, 50),
+def staleness(training: Training, *, alphas: Sequence[float] = (0, 0.25, 0.5, 0.75, 0.9),
+              ages: Sequence[int] = (1, 2, 5, 10, 20, 50),
               every: int = 10, examples: Tensor | None = None, at_least: int = 20, seed: int = 0) -> pd.DataFrame:
     """What CAT relies on, tested: the rank correlation of stored weights with fresh gains, against the weights' age.
 
@@ -146,13 +147,15 @@ def staleness(training: Training, *, alphas: Sequence[float] = (0, 0.25, 0.5, 0.
         drawn[indices] = record.iteration
         if record.iteration % every:
             continue
-        fresh = information_gain(adversarial_logits(training.model, images, labels, training.attack, seed + record.iteration), labels).cpu()
+        logits = adversarial_logits(training.model, images, labels, training.attack, seed + record.iteration)
+        fresh = information_gain(logits, labels).cpu()
         age = torch.where(drawn >= 0, record.iteration + 1 - drawn, 0)[examples]
         group = torch.bucketize(age, torch.tensor(ages), right=True) - 1
         for i, first in enumerate(ages):
             mine = (group == i) & (age > 0)
             if (n := int(mine.sum())) >= at_least:
-                rows += [{"dataset": training.data.name, "seed": training.seed, "iteration": record.iteration, "alpha": alpha, "age": first,
+                rows += [{"dataset": training.data.name, "seed": training.seed, "iteration": record.iteration, "alpha": alpha,
+                          "age": first,
                           "rank_correlation": rank_correlation(stored := weights[alpha][examples][mine], fresh[mine]),
                           "within_class": rank_correlation(stored, fresh[mine], labels.cpu()[mine]), "n": n} for alpha in alphas]
     return pd.DataFrame(rows)
