@@ -1,0 +1,128 @@
+"""What ``make bench`` leaves: data/results/benchmarks_<device>.csv, the table of bars on the screen, and a plot.
+
+``python tests/benchmarks/report.py`` prints the table again, draws the plot and fills the README, all from the file.
+"""
+
+import csv
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+COLUMNS = ("row", "measure", "value", "bar", "met", "seconds", "robust_accuracy", "rounds", "note")
+PACKAGES = ("torch", "numpy", "numba", "torchattacks", "foolbox", "adversarial-robustness-toolbox", "pytest-benchmark")
+WHAT = {
+    "1": "PGD-20, batch 128, MNIST cnn: time over a minimal hand-written PGD",
+    "2": "the same over torchattacks, foolbox, ART",
+    "3": "PGD-20-10 evaluation: passes and time over ten full runs of everything",
+    "4": "sampling step, k = 256",
+    "5": "CAT iteration over AT iteration, MNIST cnn, n = 60,000",
+    "6": "memory of the sampler, n = 5*10^7",
+    "7": "CUDA: ResNet-18, PGD-10: training iteration over an eager float32 loop with torchattacks",
+    "8": "CUDA: FLOP/s of the attack at batch 512 over a bfloat16 matrix product of 8192",
+    "9": "CUDA: CAT iteration over AT iteration, k = 128",
+}
+OPEN = "open: needs a GPU; make bench DEVICE=cuda fills it in"
+
+
+def path(device):
+    return ROOT / "data" / "results" / f"benchmarks_{device}.csv"
+
+
+def write(device, rows, header):
+    file = path(device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w", newline="") as stream:
+        stream.writelines(f"# {line}\n" for line in header)
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: (not row["row"].isdigit(), row["row"], row["measure"])))
+    return file
+
+
+def read(device):
+    with open(path(device), newline="") as stream:
+        return list(csv.DictReader(line for line in stream if not line.startswith("#")))
+
+
+def header(device, hardware, threads, loads):
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return [
+        f"command: make bench DEVICE={device}",
+        f"device: {hardware}; {threads} thread; load average over the run: {loads}",
+        f"python {platform.python_version()}, {versions}",
+        "data: MNIST and CIFAR-10, the first images of the test sets; weights, starts and draws from seed 0",
+        "value: a ratio is the median over rounds of the ratio within a round, contenders in turns; seconds: median of a round, "
+        "process time on a CPU, wall time on a GPU",
+        "met: yes, no, open (not measured on this device), or empty where there is no bar",
+    ]
+
+
+def table(rows):
+    """The nine rows of bars, as lines of Markdown; then what each trick brings."""
+    lines = ["| | what | measured | bar | met |", "| --- | --- | --- | --- | --- |"]
+    for number, what in WHAT.items():
+        for row in (r for r in rows if r["row"] == number and r["bar"]):
+            measured = f"{float(row['value']):.3g}" if row["value"] != "" else row["note"]
+            lines.append(f"| {number} | {what}: {row['measure']} | {measured} | {row['bar']} | {row['met']} |")
+    lines += ["", "| trick | time with over time without | note |", "| --- | --- | --- |"]
+    lines += [f"| {r['measure']} | {float(r['value']):.2f} | {r['note']} |" for r in rows if r["row"] == "trick"]
+    return lines
+
+
+def plot(device):
+    """Left: the attacks' times beside ours. Right: a sampling step against the size of the data."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read(device)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    attacks = sorted(
+        ((r["measure"], float(r["seconds"]), r["robust_accuracy"]) for r in rows if r["row"] == "attack"),
+        key=lambda attack: -attack[1],
+    )
+    bars = left.barh(
+        [name for name, _, _ in attacks],
+        [seconds for _, seconds, _ in attacks],
+        color=["C1" if name.startswith("catlib") else "0.7" for name, _, _ in attacks],
+    )
+    left.bar_label(bars, [f" {float(robust):.1%} robust" for _, _, robust in attacks], fontsize=8)
+    left.set(xlabel="seconds (CPU time)", title="PGD-20 on 128 MNIST images, cnn", xlim=(0, 1.3 * attacks[0][1]))
+    lines = {}
+    for r in rows:
+        if r["row"] == "sampling":
+            name, n = r["measure"].rsplit(", n = ", 1)
+            lines.setdefault(name, []).append((float(n), float(r["seconds"]) * 1e3))
+    for name, points in lines.items():
+        ours = name.startswith("catlib")
+        right.loglog(*zip(*sorted(points), strict=True), "o-" if ours else "s--", label=name, ms=4, lw=2 if ours else 1)
+    right.set(xlabel="examples n", ylabel="milliseconds a step", title="draw 256 by weight, without replacement")
+    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    file = ROOT / "docs" / f"benchmarks_{device}.png"
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+    return file
+
+
+def fill_readme(device):
+    """The tables and the plot, between the README's two marks."""
+    file, mark = ROOT / "README.md", ("<!-- benchmarks -->", "<!-- /benchmarks -->")
+    before, rest = file.read_text().split(mark[0])
+    lines = [line[2:].strip() for line in path(device).read_text().splitlines() if line.startswith("# device")]
+    text = f"Measured on a {lines[0].removeprefix('device: ')}, by `make bench`; a ratio below 1 is faster than the peer.\n\n"
+    text += "\n".join(table(read(device))) + f"\n\n![Attacks side by side, and a sampling step](docs/benchmarks_{device}.png)\n"
+    file.write_text(f"{before}{mark[0]}\n{text}{mark[1]}{rest.split(mark[1])[1]}")
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    print("\n".join(table(read(chosen))))
+    print(plot(chosen))
+    if chosen == "cpu":
+        fill_readme(chosen)
