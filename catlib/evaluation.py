@@ -25,12 +25,16 @@ def _evaluating(model: nn.Module, images: Tensor):
             module.training = mode
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 1000) -> float:
-    """Share of the images (n, C, H, W) in [0, 1] that are classified as their labels (n,), in eval mode, float32."""
+def _check(images: Tensor, labels: Tensor) -> None:
     if not len(images):
         raise ValueError("there are no images to judge the model by.")
     check_batch(images, labels)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 1000) -> float:
+    """Share of the images (n, C, H, W) in [0, 1] that are classified as their labels (n,), in eval mode, float32."""
+    _check(images, labels)
     with _evaluating(model, images):
         right = [model(x).argmax(1) == y for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
     return torch.cat(right).double().mean().item()
@@ -41,18 +45,16 @@ def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, attack: Ca
                     batch_size: int = 512, seed: int = 0) -> float:
     """Share of the images that stay classified as their labels under an attack, in eval mode and float32.
 
-    With :class:`PGD` an example counts as broken when any iterate of any restart is misclassified, and is
-    attacked no further; with any other callable ``attack(model, images, labels) -> images``, when what it
-    returns is. One that is misclassified from the start is broken and not attacked.
+    With :class:`PGD` an example counts as broken when any iterate of any restart is misclassified, and is attacked no
+    further; with any other ``attack(model, images, labels) -> images``, when what it returns is. One misclassified from the
+    start is broken and not attacked.
 
     Args:
         images, labels: (n, C, H, W) in [0, 1] and (n,).
         batch_size: images in one forward pass.
         seed: of the random starts; an attack that draws from torch's global state gets it forked and seeded.
     """
-    if not len(images):
-        raise ValueError("there are no images to judge the model by.")
-    check_batch(images, labels)
+    _check(images, labels)
     generator = torch.Generator(images.device).manual_seed(seed)
     # survivors are packed over many batches; the images of one chunk are held in memory at once
     chunk, verdicts = 16 * batch_size if isinstance(attack, PGD) else batch_size, []
@@ -74,13 +76,10 @@ def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, attack: Ca
 def check_model(model: nn.Module, images: Tensor) -> list[str]:
     """What would make this model's robust accuracy not worth believing; each finding is also a warning.
 
-    Looks for a model that is not in eval mode, gives random output or probabilities instead of logits, or
-    gives PGD no gradient, and for images outside [0, 1] (after Croce and Hein, ICML 2020, and Athalye et
-    al., ICML 2018).
+    Looks for a model that is not in eval mode, gives random output or probabilities instead of logits, or gives PGD no
+    gradient, and for images outside [0, 1] (after Croce and Hein, ICML 2020, and Athalye et al., ICML 2018).
 
-    Args:
-        images: (B, C, H, W), a few dozen that the model will be judged by.
-
+    Args: images: (B, C, H, W), a few dozen that the model will be judged by.
     Returns: a sentence a finding, what it means and what to do; empty if there is none.
     """
     found, images = [], images.detach().float()
@@ -94,14 +93,11 @@ def check_model(model: nn.Module, images: Tensor) -> list[str]:
         logits = model(x)
         if not torch.equal(logits, model(x)):
             found.append("the model gives random output: one gradient says little; average the attack over many passes.")
-        sums = logits.sum(1)
-        if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        if (logits >= 0).all() and torch.allclose(sums := logits.sum(1), torch.ones_like(sums), atol=1e-4):
             found.append("the output looks like probabilities, not logits: a second softmax flattens the gradient; "
                          "return what comes before the softmax.")
-        if logits.requires_grad:
-            gradient = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1), reduction="sum"), x, allow_unused=True)[0]
-        else:
-            gradient = None
+        gradient = (torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1), reduction="sum"), x, allow_unused=True)[0]
+                    if logits.requires_grad else None)
         lost = 1.0 if gradient is None else (gradient.flatten(1).abs().amax(1) == 0).double().mean().item()
         if lost > 0.05:
             found.append(f"the loss has no gradient for {lost:.0%} of the images: PGD is blind there; look for rounding, detach, "

@@ -14,7 +14,7 @@ TREE_FROM = 4096  # examples from which the compiled tree draws faster than one 
 
 
 class _BatchSampler(Sampler):
-    """What both samplers share. Iterating yields one pass's worth of index batches (sampling_number,), int64."""
+    """What both share: ``draw()`` gives a batch of different indices (sampling_number,) int64; iterating, one pass's worth."""
 
     def __init__(self, labels: Tensor, sampling_number: int, seed: int):
         labels = torch.as_tensor(labels)
@@ -23,8 +23,7 @@ class _BatchSampler(Sampler):
         if labels.min() < 0:
             raise ValueError(f"a label is {labels.min()}; labels must lie in 0..K-1.")
         if not isinstance(sampling_number, Integral) or not 1 <= sampling_number <= len(labels):
-            raise ValueError(f"sampling_number is {sampling_number!r}; it must be an integer in 1..{len(labels)}, "
-                             f"the number of examples.")
+            raise ValueError(f"sampling_number is {sampling_number!r}; it must be an integer in 1..{len(labels)} (all examples).")
         self.n, self.sampling_number, self.device = len(labels), sampling_number, labels.device
         self.generator = torch.Generator(labels.device).manual_seed(seed)
 
@@ -34,23 +33,20 @@ class _BatchSampler(Sampler):
     def __iter__(self) -> Iterator[Tensor]:
         return (self.draw() for _ in range(len(self)))
 
-    def draw(self) -> Tensor:
-        """The next batch: (sampling_number,) different indices."""
-        raise NotImplementedError
+    def state_dict(self) -> dict:
+        return {"n": self.n, "sampling_number": self.sampling_number, "generator": self.generator.get_state()}
 
-    def _check(self, state: dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         for name in ("n", "sampling_number"):
             if state[name] != getattr(self, name):
                 raise ValueError(f"the state is of a sampler with {name} {state[name]}; this one has {getattr(self, name)}.")
+        self.generator.set_state(state["generator"].cpu())
 
 
 class UniformSampler(_BatchSampler):
-    """Vanilla AT: a fresh shuffle a pass, cut into batches; what is left over at its end is dropped.
+    """Vanilla AT: a fresh shuffle a pass, cut into batches of ``sampling_number``; what is left over at its end is dropped.
 
-    Args:
-        labels: (n,) integers; only their number and device matter.
-        sampling_number: examples a batch.
-        seed: of the shuffles.
+    Of the ``labels`` (n,), integers, only number and device matter; ``seed`` is of the shuffles.
     """
 
     def __init__(self, labels: Tensor, sampling_number: int = 128, *, seed: int = 0):
@@ -67,33 +63,30 @@ class UniformSampler(_BatchSampler):
         """Nothing to learn: every example counts the same."""
 
     def state_dict(self) -> dict:
-        return {"n": self.n, "sampling_number": self.sampling_number, "generator": self.generator.get_state(),
-                "order": self._order, "next": self._next}
+        return super().state_dict() | {"order": self._order, "next": self._next}
 
     def load_state_dict(self, state: dict) -> None:
-        self._check(state)
-        self.generator.set_state(state["generator"].cpu())
+        super().load_state_dict(state)
         self._order, self._next = state["order"].to(self.device), state["next"]
 
 
 class CaseSampler(_BatchSampler):
     r"""CAT: draw by information gain, without replacement, balanced over classes.
 
-    The next example of a class is drawn with probability in proportion to exp(w / temperature) among those of
-    the class not yet in the batch (Gumbel-top-k draws them at once): w is a log-ratio of likelihoods (Eq. 3),
-    negative for every correct example, so its exponential is the weight. $w_0 = 1$ (Protocol 1, line 1).
+    The next example of a class is drawn in proportion to exp(w / temperature) among those of the class not yet in the batch
+    (Gumbel-top-k draws them at once): w is a log-ratio of likelihoods (Eq. 3), negative for every correct example, so its
+    exponential is the weight. $w_0 = 1$ (Protocol 1, line 1).
 
     Args:
         labels: (n,) integers; the sampler lives on their device.
         sampling_number: adversarial examples an iteration draws; at most n.
         alpha: of Eq. 4, in [0, 1]; may be set while training runs.
-        class_balanced: give every class the same share; what remains goes round from batch to batch, and
-            what a class cannot give, being too small, goes to the others.
-        temperature: a positive number, or "auto": the standard deviation of the current weights, renewed
-            once a pass over the data (1 during the first), which keeps the draw independent of the logits' scale.
+        class_balanced: give every class the same share; what remains goes round from batch to batch, and what a class cannot
+            give, being too small, goes to the others.
+        temperature: a positive number, or "auto": the standard deviation of the current weights, renewed once a pass over
+            the data (1 during the first), which keeps the draw independent of the logits' scale.
         log_weight: for ablations: maps the weights w (n,) to other log weights (n,).
-        tree: draw by the sum tree (O(log n) an example, on a CPU) instead of one sort of all examples; the
-            law is the same. None decides by size.
+        tree: draw by the sum tree (O(log n) an example, on a CPU), not one sort of all; the law is the same. None: by size.
         seed: of the draws.
 
     Raises: ValueError: an argument outside what is written here.
@@ -147,21 +140,16 @@ class CaseSampler(_BatchSampler):
 
     def quotas(self) -> np.ndarray:
         """How many examples of each class the next batch holds; they add up to the sampling number."""
-        quotas, growing, left = np.zeros_like(self._counts), np.arange(len(self._counts)), self.sampling_number
-        while True:
+        quotas, growing, left = self._counts.copy(), np.arange(len(self._counts)), self.sampling_number
+        while len(growing):
             share, extra = divmod(left, len(growing))
-            full = self._counts[growing] < share + (extra > 0)
+            full = quotas[growing] < share + (extra > 0)  # too small: such a class gives all it has, the others share the rest
             if not full.any():
+                quotas[growing] = share
+                # the remainder goes on where the last batch stopped: exact over as many batches as there are classes
+                quotas[growing[(self._draws * extra + np.arange(extra)) % len(growing)]] += 1
                 break
-            # too small for its share: such a class gives all it has, and the others share the rest
-            quotas[growing[full]] = self._counts[growing[full]]
-            left -= quotas[growing[full]].sum()
-            growing = growing[~full]
-            if not len(growing):
-                return quotas
-        quotas[growing] = share
-        # the remainder goes on where the last batch stopped: exact over as many batches as there are classes
-        quotas[growing[(self._draws * extra + np.arange(extra)) % len(growing)]] += 1
+            left, growing = left - quotas[growing[full]].sum(), growing[~full]
         return quotas
 
     def draw(self) -> Tensor:
@@ -206,11 +194,11 @@ class CaseSampler(_BatchSampler):
             indices: (B,) different examples, as drawn.
             gain: (B,) their information gain, finite.
 
-        Raises: IndexError, ValueError: an index outside the data or twice, a gain that is not finite; no
-            weight was changed. (On a GPU the draw would wait for such a check: a gain that is not finite is
-            left out there, and torch's own check stops a wrong index.)
+        Raises: IndexError, ValueError: an index outside the data or twice, a gain not finite; no weight was changed. (On a
+            GPU, where the draw would wait for such a check, torch stops a wrong index, and a gain not finite is left out.)
         """
-        indices, gain = torch.as_tensor(indices, device=self.device).long(), torch.as_tensor(gain, device=self.device).detach().float()
+        indices, gain = (torch.as_tensor(given, device=self.device).detach() for given in (indices, gain))
+        indices, gain = indices.long(), gain.float()
         if indices.shape != gain.shape or indices.ndim != 1:
             raise ValueError(f"indices {tuple(indices.shape)} and gain {tuple(gain.shape)} must both be (B,).")
         if self.device.type == "cpu" and len(indices):
@@ -220,22 +208,19 @@ class CaseSampler(_BatchSampler):
                 raise ValueError("an index comes twice; a batch is drawn without replacement.")
             if not gain.isfinite().all():
                 raise ValueError(f"gains must be finite, not {gain[~gain.isfinite()][0]}; training may have diverged.")
+        previous = torch.from_numpy(self._forest.at(indices.numpy())) if self._forest else self._weights[indices]
+        updated = smooth(previous, gain, self.alpha)
         if self._forest:
-            previous = torch.from_numpy(self._forest.at(indices.numpy()))
-            self._forest.update(indices.numpy(), smooth(previous, gain, self.alpha).numpy())
+            self._forest.update(indices.numpy(), updated.numpy())
         else:
-            previous = self._weights[indices]
-            updated = smooth(previous, gain, self.alpha)
             self._weights[indices] = torch.where(gain.isfinite(), updated, previous)
 
     def state_dict(self) -> dict:
-        return {"n": self.n, "sampling_number": self.sampling_number, "generator": self.generator.get_state(),
-                "weights": self.weights, "alpha": self.alpha, "temperature": self.temperature, "draws": self._draws,
-                "divisor": float(self._divisor)}
+        return super().state_dict() | {"weights": self.weights, "alpha": self.alpha, "temperature": self.temperature,
+                                       "draws": self._draws, "divisor": float(self._divisor)}
 
     def load_state_dict(self, state: dict) -> None:
-        self._check(state)
-        self.generator.set_state(state["generator"].cpu())
+        super().load_state_dict(state)
         self.alpha, self._temperature, self._draws = state["alpha"], state["temperature"], state["draws"]
         if self._forest:
             self._forest.set_weights(state["weights"].numpy())
