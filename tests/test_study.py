@@ -25,7 +25,9 @@ def read(path):
 
 def quick(piece, **changes):
     """A piece cut down to seconds."""
-    trials = tuple((arm, replace(trial, iterations=4, evaluate_every=2, evaluation_size=20, **changes)) for arm, trial in piece.trials)
+    trials = tuple(
+        (arm, replace(trial, iterations=4, evaluate_every=2, evaluation_size=20, **changes)) for arm, trial in piece.trials
+    )
     return replace(piece, trials=trials)
 
 
@@ -50,8 +52,25 @@ def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
 
 
 def test_every_control_has_at_least_five_seeds_on_the_cpu_and_three_on_a_gpu():
-    controls = {"AT", "CAT", "balance only", "weights only", "random subset", "inverted weights", "alpha 0", "alpha 0.25", "alpha 0.75",
-                "alpha 0.9", "alpha 0.99", "temperature 1", "temperature 3", "warm-up", "softplus", "clamp", "rank"}
+    controls = {
+        "AT",
+        "CAT",
+        "balance only",
+        "weights only",
+        "random subset",
+        "inverted weights",
+        "alpha 0",
+        "alpha 0.25",
+        "alpha 0.75",
+        "alpha 0.9",
+        "alpha 0.99",
+        "temperature 1",
+        "temperature 3",
+        "warm-up",
+        "softplus",
+        "clamp",
+        "rank",
+    }
     for profile, name, least in (("cpu", "mnist_controls", 5), ("paper", "cifar10_controls", 3)):
         seeds = pd.DataFrame([(arm, trial.seed) for arm, trial in piece(name, profile).trials], columns=["arm", "seed"])
         assert controls <= set(seeds.arm)
@@ -81,7 +100,10 @@ def test_the_deviation_is_that_of_the_pixels():
 
 def test_new_settings_keep_the_ids_of_old_runs():
     assert Trial().id == "digits-cnn-CAT-k128-s0-44136fa3"
-    assert Trial(dataset="mnist", epsilon=0.2, seed=3).id == Trial(dataset="mnist", epsilon=0.2, seed=3, train_size=None, crafting="pgd").id
+    assert (
+        Trial(dataset="mnist", epsilon=0.2, seed=3).id
+        == Trial(dataset="mnist", epsilon=0.2, seed=3, train_size=None, crafting="pgd").id
+    )
     assert Trial(train_size=100).id != Trial().id
 
 
@@ -93,7 +115,17 @@ def test_a_table_holds_each_evaluation_once_and_says_where_it_is_from(tmp_path):
     assert not table.duplicated(["arm", "seed", "iteration"]).any()
     assert len(table) == len(one.trials) * 2
     assert table.final_robust_accuracy.notna().sum() == len(one.trials)
-    for word in ("dataset: digits", "model: cnn", "linf, epsilon 0.1", "PGD-20", "every 2 iterations", "seeds: 0 1 2", "torch", "cpu", one.command):
+    for word in (
+        "dataset: digits",
+        "model: cnn",
+        "linf, epsilon 0.1",
+        "PGD-20",
+        "every 2 iterations",
+        "seeds: 0 1 2",
+        "torch",
+        "cpu",
+        one.command,
+    ):
         assert word in text
     before = path.read_bytes()
     study.train(one, tmp_path / "runs", tmp_path, float("inf"))
@@ -116,8 +148,23 @@ def test_when_the_time_is_up_the_study_stops_and_then_goes_on(tmp_path, monkeypa
 @pytest.mark.slow
 def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
     def start(runs, results):
-        return subprocess.Popen([sys.executable, "-m", "catlib.lab.study", "--profile", "smoke", "--piece", "cheap",
-                                 "--runs", runs, "--results", results], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "catlib.lab.study",
+                "--profile",
+                "smoke",
+                "--piece",
+                "cheap",
+                "--runs",
+                runs,
+                "--results",
+                results,
+            ],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+        )
 
     killed = 0
     for files in (2, 5, 9):  # killed when so many runs have left records, in the middle of the next
@@ -137,7 +184,10 @@ def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
 
 
 def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path):
-    one = replace(piece("tables"), trials=(("AT", Trial(method="AT", learning_rate=1e30, iterations=6, evaluate_every=1, evaluation_size=10)),))
+    one = replace(
+        piece("tables"),
+        trials=(("AT", Trial(method="AT", learning_rate=1e30, iterations=6, evaluate_every=1, evaluation_size=10)),),
+    )
     study.train(one, tmp_path / "runs", tmp_path, float("inf"))
     assert "# diverged: AT, seed 0" in (tmp_path / f"{one.table}.csv").read_text()
     assert is_done(tmp_path / "runs" / one.trials[0][1].id)
@@ -167,7 +217,13 @@ def test_a_part_of_the_training_images_is_the_first_ones():
 
 def test_the_accuracy_on_the_training_batch_is_that_before_the_update(tmp_path):
     trial, seen = Trial(iterations=2, evaluate_every=1, evaluation_size=10), []
-    folder = run(trial, tmp_path, observe=lambda training, _: seen.append((training.batch.logits.argmax(1) == training.batch.labels).double().mean().item()))
+    folder = run(
+        trial,
+        tmp_path,
+        observe=lambda training, _: seen.append(
+            (training.batch.logits.argmax(1) == training.batch.labels).double().mean().item()
+        ),
+    )
     assert read(folder / "records.csv").batch_accuracy.tolist() == pytest.approx(seen)
 
 

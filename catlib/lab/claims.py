@@ -3,12 +3,12 @@
     python -m catlib.lab.study page    # data/results/{summary,final}.csv, data/results/README.md, the README's results
 
 Nothing here is typed by hand but the paper's own words and numbers. A claim whose table is missing is open, and
-its row names the command that fills it.
+its row names the piece, hence the command, that fills it.
 """
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,97 +18,118 @@ import pandas as pd
 from catlib.data import ROOT
 
 from .figures import COSTS, PAPER, costs, paper_table, ratio_interval, speed_table
-from .runs import Trial, write_whole
+from .runs import write_whole
 from .study import Piece, pieces_of, profiles
 
 README = ROOT / "README.md"
 KEYS = ["table", "sampling_number", "baseline", "arm"]
+Tables = dict[str, pd.DataFrame]
+Answer = tuple[str, str]  # ours, verdict
 
 
-def load_tables(results: Path) -> dict[str, pd.DataFrame]:
+# ------------------------------------------------------------------ tables of the study, and two computed from them
+
+
+def all_pieces() -> list[Piece]:
+    return [piece for profile in profiles() for piece in pieces_of(profile)]
+
+
+def piece_of(table: str) -> Piece:
+    name = table.removesuffix("_staleness")
+    return next(piece for piece in all_pieces() if piece.table == name)
+
+
+def levels_of(table: str, metric: str) -> list[float]:
+    """The accuracies, in percent, that the study times in this table."""
+    return piece_of(table).levels[metric]
+
+
+def load_tables(results: Path) -> Tables:
     """Every table of the study in which each arm has two seeds or more, by name."""
     tables = {}
-    for piece in (piece for profile in profiles() for piece in pieces_of(profile)):
+    for piece in all_pieces():
+        grid = list(piece.options.get("grid", {}))
+        arms = {(arm, *(getattr(trial, name) for name in grid)) for arm, trial in piece.trials}
         for name in (piece.table, f"{piece.table}_staleness"):
             if (path := results / f"{name}.csv").exists():
                 table = pd.read_csv(path, comment="#")
-                seeds = table.groupby(["arm", *piece.options.get("grid", {})]).seed.nunique()
-                if len(seeds) == len({key(piece, *trial) for trial in piece.trials}) and seeds.min() > 1:
+                seeds = table.groupby(["arm", *grid]).seed.nunique()
+                if piece.kind == "finals" or (len(seeds) == len(arms) and seeds.min() > 1):
                     tables[name] = table
     return tables
-
-
-def key(piece: Piece, arm: str, trial: Trial) -> tuple:
-    """What tells a trial from others of its seed."""
-    return arm, *(getattr(trial, name) for name in piece.options.get("grid", {}))
 
 
 def pairs_of(piece: Piece, table: pd.DataFrame) -> list[tuple[str, str]]:
     """Which arms are compared: those that the configuration pairs, else every arm with the first."""
     arms = list(dict.fromkeys(table.arm))
-    pairs = piece.options.get("pairs") or [[arms[0], arm] for arm in arms[1:]]
-    return [(first, second) for first, second in pairs if first in arms and second in arms]
+    return piece.options.get("pairs") or [(arms[0], arm) for arm in arms[1:]]
 
 
-def compared(tables: dict[str, pd.DataFrame]):
-    """Every comparison of the study: (table, sampling number or NaN, baseline, arm, levels, records)."""
-    for piece in (piece for profile in profiles() for piece in pieces_of(profile)):
+def comparisons(tables: Tables) -> Iterator[tuple]:
+    """(table, sampling number or NaN, baseline, arm, levels, records) of every comparison of the study."""
+    for piece in all_pieces():
         if piece.kind == "train" and piece.table in tables:
             table = tables[piece.table]
-            groups = table.groupby("sampling_number") if "sampling_number" in table else [(math.nan, table)]
-            for number, records in groups:
+            for number, records in table.groupby("sampling_number") if "sampling_number" in table else [(math.nan, table)]:
                 for baseline, arm in pairs_of(piece, table):
                     yield piece.table, number, baseline, arm, piece.levels, records
 
 
-def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def summary(tables: Tables) -> pd.DataFrame:
     """A row a comparison, level and cost: what the two took on the mean, and the ratio baseline / arm, paired by seed."""
     rows = []
-    for table, number, baseline, arm, levels, records in compared(tables):
-        for metric, values in levels.items():
+    for table, number, baseline, arm, levels, records in comparisons(tables):
+        names = {name + suffix: f"{role}_{what}" for name, role in ((baseline, "baseline"), (arm, "arm"))
+                 for suffix, what in (("", "cost"), (" reached", "reached"))}
+        for metric in levels:
             for cost in COSTS:
-                speed = speed_table(records, [value / 100 for value in values], metric, cost, by="arm", baseline=baseline, method=arm)
-                names = {baseline: "baseline_cost", arm: "arm_cost", f"{baseline} reached": "baseline_reached", f"{arm} reached": "arm_reached"}
+                speed = speed_at(records, levels[metric], metric, baseline, arm, cost)
                 rows.append(speed.rename(columns=names).assign(table=table, sampling_number=number, baseline=baseline, arm=arm))
-    if not rows:
-        return pd.DataFrame()
-    whole = pd.concat(rows, ignore_index=True).round(3)
+    whole = pd.concat(rows, ignore_index=True).round(3) if rows else pd.DataFrame(columns=KEYS)
     return whole[KEYS + [name for name in whole if name not in KEYS]]
 
 
-def final(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row a comparison: where the arm stood at the last iteration, and the difference to its baseline, paired by seed.
-
-    Robust accuracies are shares of the images; ``confirmed`` is by PGD with restarts, where the study did that.
-    """
+def final(tables: Tables) -> pd.DataFrame:
+    """A row a comparison: where the arm stood at the last iteration, and the difference to its baseline, paired by seed."""
     rows = []
-    for table, number, baseline, arm, _, records in compared(tables):
-        last = records.sort_values("iteration").groupby(["arm", "seed"]).last()
+    for table, number, baseline, arm, _, records in comparisons(tables):
+        last = ends(records)
         a, b = last.loc[baseline], last.loc[arm]
         row = dict(zip(KEYS, (table, number, baseline, arm), strict=True)) | {"seeds": len(b), "iteration": b.iteration.max()}
         for name in ("accuracy", "robust_accuracy", "batch_accuracy", "final_robust_accuracy"):
             if name in last:
                 row |= {name: b[name].mean(), f"{name}_sd": b[name].std()}
-        row |= dict(zip(("difference", "low", "high"), difference_interval(b.robust_accuracy, a.robust_accuracy), strict=True))
-        row |= {"coverage": b.coverage.mean(), "seconds_ratio": (b.seconds / b.iteration).mean() / (a.seconds / a.iteration).mean()}
-        rows.append(row)
+        row |= dict(zip(("difference", "low", "high"), difference(b.robust_accuracy, a.robust_accuracy), strict=True))
+        rows.append(row | {"coverage": b.coverage.mean()})
     return pd.DataFrame(rows).round(4)
 
 
-def difference_interval(first: pd.Series, second: pd.Series) -> tuple[float, float, float]:
+# ------------------------------------------------------------------ what numbers say
+
+
+def speed_at(records: pd.DataFrame, levels, metric="robust_accuracy", baseline="AT", arm="CAT", cost="iteration") -> pd.DataFrame:
+    """The speed table of two arms at these levels, in percent."""
+    return speed_table(records, [level / 100 for level in levels], metric, cost, by="arm", baseline=baseline, method=arm)
+
+
+def ends(records: pd.DataFrame) -> pd.DataFrame:
+    """The last row of every run, by arm and seed."""
+    return records.sort_values("iteration").groupby(["arm", "seed"]).last()
+
+
+def difference(first: pd.Series, second: pd.Series) -> tuple[float, float, float]:
     """The mean of first - second over the seeds of both, and its bootstrap interval."""
     first, second = first.align(second, join="inner")
-    return tuple(math.log(value) for value in ratio_interval(np.exp(first), np.exp(second)))  # a ratio's logarithm is a difference
+    return tuple(math.log(value) for value in ratio_interval(np.exp(first), np.exp(second)))  # a ratio's logarithm
 
 
-def overall(records: pd.DataFrame, levels, metric: str, cost: str, baseline: str, arm: str) -> tuple[float, float, float, int]:
+def overall(records, levels, metric, cost, baseline, arm) -> tuple[float, float, float, int]:
     """One ratio for all levels: a seed's geometric mean over the levels that both reached, then over seeds as ever."""
     logs = []
     for level in levels:
         table = costs(records, level / 100, metric, "arm").pivot(index="seed", columns="arm", values=cost)
-        if {baseline, arm} <= set(table):
-            logs.append(np.log(table[baseline]) - np.log(table[arm]))
-    each = pd.concat(logs, axis=1).mean(axis=1).dropna() if logs else pd.Series(dtype=float)
+        logs.append(np.log(table[baseline]) - np.log(table[arm]))
+    each = pd.concat(logs, axis=1).mean(axis=1).dropna()
     return *ratio_interval(np.exp(each), np.ones(len(each))), len(each)
 
 
@@ -118,7 +139,18 @@ def interval(ratio: float, low: float, high: float, digits: int = 2) -> str:
     return f"{ratio:.{digits}f}" + ("" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
 
-def judged(low: float, high: float, seeds: int, *, zero: float = 0, above: str, below: str) -> str:
+def points(values) -> str:
+    """A difference of accuracies and its interval, in percentage points."""
+    mean, low, high = (100 * value for value in values)
+    return f"{mean:+.1f}" + ("" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
+
+
+def percent(values: pd.Series) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{100 * values.mean():.1f} % ± {100 * values.std():.1f}"
+
+
+def judged(low: float, high: float, seeds: int, above: str, below: str, zero: float = 0) -> str:
     """What an interval says: above zero, below, or nothing; with few seeds all on one side by luck it says little."""
     if seeds < 3 or math.isnan(low):
         return "too few seeds to say"
@@ -129,344 +161,325 @@ def judged(low: float, high: float, seeds: int, *, zero: float = 0, above: str, 
 
 def faster(low: float, high: float, seeds: int) -> str:
     """What the interval of a ratio AT / CAT says."""
-    return judged(low, high, seeds, zero=1, above="CAT faster", below="CAT slower")
+    return judged(low, high, seeds, "CAT faster", "CAT slower", zero=1)
+
+
+# ------------------------------------------------------------------ measures: (records, name of the table) -> (ours, verdict)
+
+
+def cell(metric: str, level: float, printed: float) -> Callable:
+    """A cell of Table 1 or 2."""
+    def measure(records, table):
+        speed = speed_at(records, [level], metric).iloc[0]
+        took = ", ".join(f"{name} never" if math.isnan(speed[name]) else f"{name} {speed[name]:.0f}" for name in ("AT", "CAT"))
+        ours = f"{took} iterations ({speed['AT reached']} and {speed['CAT reached']} seeds)"
+        if math.isnan(speed.ratio):
+            return ours, "not reached by both"
+        verdict = faster(speed.low, speed.high, speed.pairs)
+        if speed.pairs > 2:
+            verdict += f"; the printed ratio lies {'inside' if speed.low <= printed <= speed.high else 'outside'} the interval"
+        return f"{ours}: {interval(speed.ratio, speed.low, speed.high)}", verdict
+    return measure
+
+
+def all_levels(metric="robust_accuracy", baseline="AT", arm="CAT", cost="iteration") -> Callable:
+    """One ratio over all levels of a metric."""
+    def measure(records, table):
+        ratio, low, high, seeds = overall(records, levels_of(table, metric), metric, cost, baseline, arm)
+        ours = f"{baseline} / {arm}, {COSTS[cost]}, all levels of {metric.replace('_', ' ')}: {interval(ratio, low, high)}"
+        return f"{ours}, {seeds} seeds", judged(low, high, seeds, "faster with CAT", "slower with CAT", zero=1)
+    return measure
+
+
+def up_to_three(records, table) -> Answer:
+    speed = speed_at(records, levels_of(table, "robust_accuracy")).dropna(subset="ratio")
+    if speed.empty:
+        return "no level was reached by both", "not settled"
+    best = speed.loc[speed.ratio.idxmax()]
+    return (f"largest of {len(speed)} ratios: {interval(best.ratio, best.low, best.high)}, at {best.level:g} % robust accuracy",
+            judged(best.low, best.high, best.pairs, "holds", "does not hold: below 3", zero=3))
+
+
+def all_settings(records, table) -> Answer:
+    words = [faster(row.low, row.high, row.pairs) for metric in ("accuracy", "robust_accuracy")
+             for row in speed_at(records, levels_of(table, metric), metric).dropna(subset="ratio").itertuples()]
+    ours = "; ".join(f"{word} at {words.count(word)} of {len(words)} levels" for word in dict.fromkeys(words))
+    return ours or "no level was reached by both", "holds" if set(words) == {"CAT faster"} else "does not hold at every level"
+
+
+def at_the_end(baseline: str, arm: str, good: str, bad: str) -> Callable:
+    """Robust accuracies at the last iteration; by PGD with restarts where the study did that."""
+    def measure(records, table):
+        last = ends(records)
+        metric = "final_robust_accuracy" if "final_robust_accuracy" in last else "robust_accuracy"
+        a, b = last.loc[baseline, metric], last.loc[arm, metric]
+        mean, low, high = difference(b, a)
+        attack = ", by PGD-20 with restarts" if metric.startswith("final") else ""
+        return (f"at the end{attack}: {arm} {percent(b)}, {baseline} {percent(a)}: {points((mean, low, high))} points",
+                judged(low, high, len(b), good, bad))
+    return measure
+
+
+def overhead(records, table) -> Answer:
+    last = ends(records)
+    per = last.seconds / last.iteration
+    ratio, low, high = ratio_interval(*per["CAT"].align(per["AT"], join="inner"))
+    return (f"seconds of a CAT iteration / an AT iteration: {interval(ratio, low, high)}",
+            judged(low, high, len(per["CAT"]), "dearer", "cheaper", zero=1))
+
+
+def dearer(records, table) -> Answer:
+    at = records[records.arm == "AT"].iloc[-1]
+    passes = at.passes / at.iteration / piece_of(table).trials[0][1].sampling_number
+    return f"{passes:.0f} passes an example and iteration with this attack, against 1", "holds: it is arithmetic"
+
+
+def similarity(rows, table) -> Answer:
+    mine = rows[(rows.gap == 1) & (rows.arm == "AT")].groupby(["start", "seed"])[["mean", "agreement", "control"]].mean()
+    words = [f"{start} start {seeds['mean'].mean():.3f} ± {seeds['mean'].std():.3f}, against {seeds.control.mean():.3f} with "
+             f"another image of the class; the same predicted class for {100 * seeds.agreement.mean():.0f} %"
+             for start, seeds in mine.groupby("start")]
+    low, high = difference(mine.loc["fresh", "mean"], mine.loc["fresh", "control"])[1:]
+    return ("mean cosine similarity over AT runs: " + "; ".join(words),
+            judged(low, high, len(mine.loc["fresh"]), "holds: above what the class explains", "does not hold"))
+
+
+def stale(rows, table) -> Answer:
+    # of AT, where an example's age has nothing to do with its weight
+    late = rows[(rows.iteration > rows.iteration.max() / 2) & (rows.alpha == 0.5) & (rows.arm == "AT")]
+    by_age = late.groupby("age").rank_correlation.mean()
+    ours = ", ".join(f"{value:.2f} at age {age}+" for age, value in by_age.items())
+    verdict = "holds" if by_age.min() > 0.5 else "fades with age" if by_age.iloc[0] > 0.5 else "weak"
+    return f"rank correlation of stored weight and fresh gain, α = 0.5: {ours}", verdict
+
+
+def by_number(records, table) -> Answer:
+    words, sure = [], 0
+    for number, group in records.groupby("sampling_number"):
+        ratio, low, high, seeds = overall(group, levels_of(table, "robust_accuracy"), "robust_accuracy", "iteration", "AT", "CAT")
+        words.append(f"k = {number}: {interval(ratio, low, high)}")
+        sure += faster(low, high, seeds).startswith("CAT faster")
+    return "AT / CAT: " + "; ".join(words), f"shown at {sure} of {len(words)} sampling numbers"
+
+
+def peak(records, table) -> Answer:
+    cat = records[records.arm == "CAT"].sort_values("iteration")
+    budget = cat.groupby("sampling_number").passes.max().min()  # what the smallest sampling number spends in all
+
+    def means(part):
+        return part.groupby(["sampling_number", "seed"]).robust_accuracy.last().groupby("sampling_number").mean()
+
+    def words(values):
+        return ", ".join(f"k = {k}: {100 * value:.1f} %" for k, value in values.items())
+
+    at_end, at_budget = means(cat), means(cat[cat.passes <= budget])
+    inside = at_end.idxmax() not in (at_end.index[0], at_end.index[-1])
+    return (f"robust accuracy after {cat.iteration.max()} iterations: {words(at_end)}; after {budget:,} passes: "
+            f"{words(at_budget)}",
+            f"best k = {at_end.idxmax()} by iterations, {'a peak inside' if inside else 'at the end of'} the range; "
+            f"k = {at_budget.idxmax()} by passes")
+
+
+def approach(records, table) -> Answer:
+    gaps = {}
+    for number, group in records.groupby("sampling_number"):
+        last = ends(group).robust_accuracy
+        gaps[number] = difference(last["CAT"], last["AT"])
+    smallest, largest = (abs(gaps[k][0]) for k in (min(gaps), max(gaps)))
+    return ("CAT - AT at the end, points: " + "; ".join(f"k = {k}: {points(gap)}" for k, gap in gaps.items()),
+            f"the gap is {'smaller' if largest < smallest else 'not smaller'} at the largest k")
+
+
+def alphas(records, table) -> Answer:
+    arms = {"alpha 0": 0, "alpha 0.25": 0.25, "CAT": 0.5, "alpha 0.75": 0.75, "alpha 0.9": 0.9, "alpha 0.99": 0.99}
+    last = ends(records).robust_accuracy
+    gaps = {alpha: difference(last["CAT"], last[arm]) for arm, alpha in arms.items() if arm != "CAT" and arm in last}
+    better = ", ".join(f"{alpha:g}" for alpha, (_, low, _) in gaps.items() if low > 0) or "none"
+    worse = ", ".join(f"{alpha:g}" for alpha, (_, _, high) in gaps.items() if high < 0) or "none"
+    ours = ", ".join(f"α = {alpha:g}: {100 * last[arm].mean():.1f} %" for arm, alpha in arms.items() if arm in last)
+    return f"robust accuracy at the end: {ours}", f"0.5 shown better than {better}, worse than {worse}"
+
+
+def few_examples(records, table) -> Answer:
+    last = ends(records)
+    seen = {arm: last.loc[arm].coverage for arm in ("AT", "CAT")}
+    low, high = difference(seen["CAT"], seen["AT"])[1:]
+    words = [f"{arm} {percent(seen[arm])} for a robust accuracy of {percent(last.loc[arm].robust_accuracy)}" for arm in seen]
+    return "training images seen: " + "; ".join(words), judged(low, high, len(seen["CAT"]), "CAT saw more", "CAT saw fewer")
+
+
+def audit(records: pd.DataFrame, table: str) -> pd.DataFrame:
+    """A row an arm and printed robust accuracy: was it reached within the printed iterations, on test, on training images?"""
+    dataset = piece_of(table).trials[0][1].dataset
+    printed, every = paper_table(dataset), 10 if dataset == "cifar10" else 1  # iterations between the paper's evaluations
+    rows = []
+    for arm, group in records.groupby("arm", sort=False):
+        for level, row in printed.iterrows():
+            within = int(row[f"{arm.split(',')[0]} ticks"]) * every
+            best = group[group.iteration <= within].groupby("seed")[["robust_accuracy", "batch_accuracy"]].max()
+            reached = best.median() >= level / 100
+            rows.append({"arm": arm, "level": level, "iterations": within, "test": best.robust_accuracy.mean(),
+                         "training": best.batch_accuracy.mean(), "reached on test": reached.robust_accuracy,
+                         "reached in training": reached.batch_accuracy})
+    return pd.DataFrame(rows)
+
+
+def printed_reached(records, table) -> Answer:
+    """Which readings reach the highest printed robust accuracy within the printed iterations."""
+    rows = audit(records, table)
+    top = rows[rows.level == rows.level.max()]
+    names = "; ".join(top.arm[top["reached on test"]]) or "none"
+    return (f"readings that reach {top.level.max():g} % on test images: {names}, of {len(top)}",
+            "not reproduced by any reading tried" if names == "none" else "reproduced by the readings named")
+
+
+# ------------------------------------------------------------------ the claims
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper; ``measure`` gives (ours, verdict) from the tables named, which are tried in this order."""
+    """A claim of the paper; ``measure`` answers it from each of the tables, the best one first."""
 
     text: str
     paper: str
+    measure: Callable[[pd.DataFrame, str], Answer]
     tables: tuple[str, ...]
-    measure: Callable[[pd.DataFrame, str], tuple[str, str]]
+
+
+MNIST, CIFAR = ("paper_mnist_tables", "cpu_mnist_tables"), ("paper_cifar10_tables",)
+CONTROLS, CHEAP = ("paper_cifar10_controls", "cpu_mnist_controls"), ("paper_cifar10_cheap", "cpu_mnist_cheap")
+NUMBERS, CIFAR_NUMBERS = ("paper_mnist_sampling_number", "cpu_mnist_sampling_number"), ("paper_cifar10_sampling_number",)
+CONSTANT = ("cpu_mnist_tables_constant",)  # epsilon at its full size from the first iteration on
 
 
 def table_claims() -> list[Claim]:
     """A claim for every cell of Tables 1 and 2."""
     claims = []
-    for dataset, number, names in (("mnist", 1, ("paper_mnist_tables", "cpu_mnist_tables", "cpu_mnist_tables_constant",
-                                                "cpu_mnist_tables_0.3")),
-                                   ("cifar10", 2, ("paper_cifar10_tables",))):
-        for part, (metric, levels) in zip("ab", PAPER[dataset].items(), strict=True):
-            printed = paper_table(dataset, metric)
-            for level in levels:
-                row = printed.loc[level]
-                paper = f"AT {row['AT ticks']:.0f}, CAT {row['CAT ticks']:.0f} ticks: {row['AT/CAT']:.2f}"
-                claims.append(Claim(f"Table {number}{part}: {level} % {metric.replace('_', ' ')}", paper, names, _cell(metric, level, row["AT/CAT"])))
+    for number, dataset, tables in ((1, "mnist", (*MNIST, *CONSTANT, "cpu_mnist_tables_0.3")), (2, "cifar10", CIFAR)):
+        for part, metric in zip("ab", PAPER[dataset], strict=True):
+            for level, row in paper_table(dataset, metric).iterrows():
+                printed = f"AT {row['AT ticks']:.0f}, CAT {row['CAT ticks']:.0f} ticks: {row['AT/CAT']:.2f}"
+                text = f"Table {number}{part}: {level} % {metric.replace('_', ' ')}"
+                claims.append(Claim(text, printed, cell(metric, level, row["AT/CAT"]), tables))
     return claims
 
 
-def _cell(metric: str, level: float, printed: float) -> Callable:
-    def measure(records, table):
-        speed = speed_table(records, [level / 100], metric, "iteration", by="arm").iloc[0]
-        took = ", ".join(f"{name} {speed[name]:.0f}" if not math.isnan(speed[name]) else f"{name} never" for name in ("AT", "CAT"))
-        reached = f"{speed['AT reached']} and {speed['CAT reached']} seeds"
-        if math.isnan(speed.ratio):
-            return f"{took} iterations ({reached})", "not reached by both"
-        inside = "" if speed.pairs < 3 else f"; the printed ratio lies {'inside' if speed.low <= printed <= speed.high else 'outside'} the interval"
-        return f"{took} iterations ({reached}): {interval(speed.ratio, speed.low, speed.high)}", faster(speed.low, speed.high, speed.pairs) + inside
-    return measure
-
-
-def piece_of(table: str) -> Piece:
-    name = table.removesuffix("_staleness")
-    return next(piece for profile in profiles() for piece in pieces_of(profile) if piece.table == name)
-
-
-def _levels(table: str, metric: str) -> list[float]:
-    return piece_of(table).levels[metric]
-
-
-def _overall(metric: str = "robust_accuracy", baseline: str = "AT", arm: str = "CAT", cost: str = "iteration") -> Callable:
-    def measure(records, table):
-        ratio, low, high, seeds = overall(records, _levels(table, metric), metric, cost, baseline, arm)
-        return f"{baseline} / {arm}, {COSTS[cost]}, all levels of {metric.replace('_', ' ')}: {interval(ratio, low, high)}, {seeds} seeds", \
-            judged(low, high, seeds, zero=1, above="faster with CAT", below="slower with CAT")
-    return measure
-
-
-def _up_to_three(records, table):
-    speed = speed_table(records, [level / 100 for level in _levels(table, "robust_accuracy")], by="arm").dropna(subset="ratio")
-    if speed.empty:
-        return "no level was reached by both", "not settled"
-    best = speed.loc[speed.ratio.idxmax()]
-    return (f"largest of {len(speed)} ratios: {interval(best.ratio, best.low, best.high)}, at {best.level:g} % robust accuracy",
-            judged(best.low, best.high, best.pairs, zero=3, above="holds", below="does not hold: below 3"))
-
-
-def _all_settings(records, table):
-    words = []
-    for metric in ("accuracy", "robust_accuracy"):
-        speed = speed_table(records, [level / 100 for level in _levels(table, metric)], metric, by="arm").dropna(subset="ratio")
-        words += [faster(row.low, row.high, row.pairs) for row in speed.itertuples()]
-    counts = {word: words.count(word) for word in dict.fromkeys(words)}
-    return "; ".join(f"{word} at {count} of {len(words)} levels" for word, count in counts.items()), \
-        "holds" if set(words) == {"CAT faster"} else "does not hold at every level"
-
-
-def _last(records, first, second, metric="robust_accuracy"):
-    last = records.sort_values("iteration").groupby(["arm", "seed"])[metric].last()
-    return last[first], last[second], difference_interval(last[second], last[first])
-
-
-def _competitive(records, table):
-    metric = "final_robust_accuracy" if "final_robust_accuracy" in records else "robust_accuracy"
-    at, cat, (difference, low, high) = _last(records.dropna(subset=[metric]), "AT", "CAT", metric)
-    ours = (f"at the end, {'PGD-20 with restarts' if metric.startswith('final') else 'PGD-20'}: AT {at.mean():.1%} ± {at.std():.1%}, "
-            f"CAT {cat.mean():.1%} ± {cat.std():.1%}, difference {100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points")
-    return ours, judged(low, high, len(cat), above="CAT better", below="CAT worse")
-
-
-def _overhead(records, table):
-    last = records.sort_values("iteration").groupby(["arm", "seed"]).last()
-    per = last.seconds / last.iteration
-    ratio, low, high = ratio_interval(per["CAT"], per["AT"].reindex(per["CAT"].index))
-    return f"seconds of a CAT iteration / an AT iteration: {interval(ratio, low, high)}", \
-        judged(low, high, len(per["CAT"]), zero=1, above="dearer", below="cheaper")
-
-
-def _similarity(table_rows, table):
-    rows = table_rows[table_rows.gap == 1]
-    parts = []
-    for start in ("same", "fresh"):
-        mine = rows[(rows.start == start) & (rows.arm == "AT")]
-        seeds = mine.groupby("seed")[["mean", "agreement", "control"]].mean()
-        parts.append(f"{start} start: {seeds['mean'].mean():.3f} ± {seeds['mean'].std():.3f} (another image of the class: {seeds.control.mean():.3f}; "
-                     f"same predicted class: {seeds.agreement.mean():.0%})")
-    mine = rows[(rows.start == "fresh") & (rows.arm == "AT")].groupby("seed")[["mean", "control"]].mean()
-    low = difference_interval(mine["mean"], mine["control"])[1]
-    return "mean cosine similarity over a run, " + "; ".join(parts), "holds: above the control" if low > 0 else "no more than the class explains"
-
-
-def _stale(rows, table):
-    late = rows[(rows.iteration > rows.iteration.max() / 2) & (rows.alpha == 0.5)]
-    by_age = late.groupby("age").rank_correlation.mean()
-    ours = "rank correlation of stored weight and fresh gain, α = 0.5: " + ", ".join(f"{value:.2f} at age {age}+" for age, value in by_age.items())
-    return ours, "holds" if by_age.min() > 0.5 else "holds partly: fades with age" if by_age.iloc[0] > 0.5 else "weak"
-
-
-def _by_number(metric="robust_accuracy"):
-    def measure(records, table):
-        words = {}
-        for number, group in records.groupby("sampling_number"):
-            ratio, low, high, seeds = overall(group, _levels(table, metric), metric, "iteration", "AT", "CAT")
-            words[number] = (interval(ratio, low, high) if seeds else "no level reached", faster(low, high, seeds))
-        sure = [number for number, (_, word) in words.items() if word.startswith("CAT faster")]
-        verdict = "holds at every sampling number" if len(sure) == len(words) else f"shown at {len(sure)} of {len(words)} sampling numbers"
-        return "AT / CAT: " + ", ".join(f"k = {number}: {text}" for number, (text, _) in words.items()), verdict
-    return measure
-
-
-def _peak(records, table):
-    last = records[records.arm == "CAT"].sort_values("iteration").groupby(["sampling_number", "seed"]).robust_accuracy.last().unstack()
-    passes = records[records.arm == "CAT"].groupby("sampling_number").passes.max()
-    budget = passes.min()  # what the smallest sampling number spends in all
-    at_budget = records[(records.arm == "CAT") & (records.passes <= budget)].sort_values("iteration").groupby(["sampling_number", "seed"]).robust_accuracy.last()
-    means, equal = last.mean(axis=1), at_budget.groupby("sampling_number").mean()
-    ours = (f"robust accuracy after {records.iteration.max()} iterations: " + ", ".join(f"k = {k}: {v:.1%}" for k, v in means.items())
-            + f"; at equal passes ({budget:,}): " + ", ".join(f"k = {k}: {v:.1%}" for k, v in equal.items()))
-    inside = means.idxmax() not in (means.index[0], means.index[-1])
-    return ours, f"best k = {means.idxmax()} by iterations, " + ("inside the range: a peak" if inside else "at the range's end: no peak") \
-        + f"; k = {equal.idxmax()} by passes"
-
-
-def _approach(records, table):
-    ratios = {}
-    for number, group in records.groupby("sampling_number"):
-        ratios[number] = _last(group, "AT", "CAT")[2]
-    first, last = list(ratios)[0], list(ratios)[-1]
-    text = ", ".join(f"k = {k}: {100 * d:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" for k, (d, low, high) in ratios.items())
-    shrinks = abs(ratios[last][0]) < abs(ratios[first][0])
-    return f"CAT - AT at the end, points: {text}", "the gap is smaller at the largest k" if shrinks else "the gap is not smaller at the largest k"
-
-
-def _arm(baseline: str, arm: str, good: str, bad: str) -> Callable:
-    def measure(records, table):
-        a, b, (difference, low, high) = _last(records, baseline, arm)
-        ours = (f"{arm} {b.mean():.1%} ± {b.std():.1%}, {baseline} {a.mean():.1%} ± {a.std():.1%} at the end: "
-                f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points")
-        return ours, judged(low, high, len(b), above=good, below=bad)
-    return measure
-
-
-def _alphas(records, table):
-    arms = {"alpha 0": 0, "alpha 0.25": 0.25, "CAT": 0.5, "alpha 0.75": 0.75, "alpha 0.9": 0.9, "alpha 0.99": 0.99}
-    last = records.sort_values("iteration").groupby(["arm", "seed"]).robust_accuracy.last().unstack()
-    means = {alpha: last.loc[arm].mean() for arm, alpha in arms.items() if arm in last.index}
-    rivals = {alpha: _last(records, arm, "CAT")[2] for arm, alpha in arms.items() if arm in last.index and arm != "CAT"}
-    beaten = [f"{alpha:g}" for alpha, (_, low, _) in rivals.items() if low > 0]
-    losing = [f"{alpha:g}" for alpha, (_, _, high) in rivals.items() if high < 0]
-    verdict = f"0.5 shown better than {', '.join(beaten) or 'none'}, worse than {', '.join(losing) or 'none'}"
-    return "robust accuracy at the end: " + ", ".join(f"α = {alpha:g}: {value:.1%}" for alpha, value in means.items()), verdict
-
-
-def _few_samples(records, table):
-    last = records.sort_values("iteration").groupby(["arm", "seed"]).last()
-    at, cat = last.loc["AT"], last.loc["CAT"]
-    return (f"training images seen: AT {at.coverage.mean():.1%}, CAT {cat.coverage.mean():.1%}; robust accuracy AT {at.robust_accuracy.mean():.1%}, "
-            f"CAT {cat.robust_accuracy.mean():.1%}"), "CAT saw fewer" if cat.coverage.mean() < at.coverage.mean() - 0.01 else "CAT saw no fewer"
-
-
-def _dearer(records, table):
-    at = records[records.arm == "AT"].iloc[-1]
-    number = piece_of(table).trials[0][1].sampling_number
-    return f"{at.passes / at.iteration / number:.0f} passes an example and iteration with this attack, against 1", "holds: it is arithmetic"
-
-
-def _printed(records, table):
-    """Which arms reach the highest printed robust accuracy within the printed iterations."""
-    rows = audit(records, table)
-    on = rows[rows["on test images"] & rows.printed]
-    names = "; ".join(on.arm) or "none"
-    return f"readings that reach {rows.level.max():g} % within the printed iterations, {len(on)} of {rows.printed.sum()}: {names}", \
-        f"reproduced by: {names}" if len(on) else "not reproduced by any reading tried"
-
-
-def audit(records: pd.DataFrame, table: str) -> pd.DataFrame:
-    """A row an arm and printed robust accuracy: was it reached within the printed number of iterations, on test and training batches?"""
-    dataset = "cifar10" if "cifar10" in table else "mnist"
-    printed, every = paper_table(dataset), 10 if dataset == "cifar10" else 1  # iterations a tick, as the paper evaluated
-    rows = []
-    for arm, group in records.groupby("arm", sort=False):
-        for level, row in printed.iterrows():
-            within = int(row["CAT ticks" if arm.startswith("CAT") else "AT ticks"]) * every
-            seen = group[group.iteration <= within]
-            best = seen.groupby("seed")[["robust_accuracy", "batch_accuracy"]].max()
-            rows.append({"arm": arm, "level": level, "iterations": within, "printed": level == printed.index[-1],
-                         "robust": best.robust_accuracy.mean(), "batch": best.batch_accuracy.mean(),
-                         "on test images": bool(len(best)) and best.robust_accuracy.median() >= level / 100,
-                         "on training batches": bool(len(best)) and best.batch_accuracy.median() >= level / 100})
-    return pd.DataFrame(rows)
-
-
 def claims() -> list[Claim]:
-    mnist, cifar = ("paper_mnist_tables", "cpu_mnist_tables"), ("paper_cifar10_tables",)
+    """Every claim of the paper, in the order of the page."""
+    def similar(dataset, suffix=""):
+        return tuple(f"{profile}_{dataset}_similarity{suffix}" for profile in ("paper", "cpu"))
+
+    competitive = at_the_end("AT", "CAT", "CAT better", "CAT worse")
+    near = "Predictions on adversarial examples of neighbouring iterations are similar"
+    threshold = "Speed rises with the sampling number up to a threshold and then falls"
+    combines = "CAT combines with any adversarial training (abstract)"
+    printed = "The printed robust accuracies can be had in the printed iterations"
     return [
-        Claim("CAT is faster than AT by up to 3 times (abstract)", "3.16 at 60 % on CIFAR-10, one cell", cifar, _up_to_three),
-        Claim("... and on MNIST", "1.05 to 1.34", mnist, _up_to_three),
-        Claim("Accuracy costs 2 to 5 times less on CIFAR-10 (3.2)", "2.33 to 4.81", cifar, _overall("accuracy")),
+        Claim("CAT is faster than AT by up to 3 times (abstract)", "3.16 at 60 % on CIFAR-10, one cell", up_to_three, CIFAR),
+        Claim("... and on MNIST", "1.05 to 1.14 (robust accuracy)", up_to_three, MNIST),
+        Claim("Accuracy costs 2 to 5 times less on CIFAR-10 (3.2)", "2.33 to 4.81", all_levels("accuracy"), CIFAR),
         *table_claims(),
-        Claim("CAT converges faster in all settings: MNIST (3.2)", "all 8 cells", mnist, _all_settings),
-        Claim("CAT converges faster in all settings: CIFAR-10 (3.2)", "all 7 cells", cifar, _all_settings),
-        Claim("... if ε does not grow at first", "all 8 cells", ("cpu_mnist_tables_constant",), _all_settings),
-        Claim("Competitive defence effect: MNIST (abstract)", "no number", mnist, _competitive),
-        Claim("... if ε does not grow at first", "no number", ("cpu_mnist_tables_constant",), _competitive),
-        Claim("Competitive defence effect: CIFAR-10 (abstract)", "no number", ("paper_cifar10_tables",), _competitive),
-        Claim("A CAT iteration costs what an AT iteration costs (ticks of Table 1)", "12.9 s against 12.8 s", mnist, _overhead),
-        Claim("AT costs tens of times more than normal training (2.1)", "tens of times", mnist, _dearer),
-        Claim("Predictions on adversarial examples of neighbouring iterations are similar: MNIST (Fig. 1)", "a figure",
-              ("paper_mnist_similarity", "cpu_mnist_similarity"), _similarity),
-        Claim("Predictions on adversarial examples of neighbouring iterations are similar: CIFAR-10 (Fig. 1)", "a figure",
-              ("paper_cifar10_similarity", "cpu_cifar10_similarity"), _similarity),
-        Claim("So an old weight estimates today's importance: MNIST (2.2)", "no number",
-              ("paper_mnist_similarity_staleness", "cpu_mnist_similarity_staleness"), _stale),
-        Claim("So an old weight estimates today's importance: CIFAR-10 (2.2)", "no number",
-              ("paper_cifar10_similarity_staleness", "cpu_cifar10_similarity_staleness"), _stale),
-        Claim("A limited part of the examples gives most of the performance (abstract)", "no number",
-              ("paper_cifar10_controls", "cpu_mnist_controls"), _few_samples),
-        Claim("The gain is mainly from drawing informative examples (3.2): weights against none, both balanced", "no number",
-              ("paper_cifar10_controls", "cpu_mnist_controls"), _arm("balance only", "CAT", "weights help", "weights harm")),
-        Claim("... weights alone against AT", "no number", ("paper_cifar10_controls", "cpu_mnist_controls"),
-              _arm("AT", "weights only", "weights help", "weights harm")),
-        Claim("... the opposite weights, easy examples first", "no number", ("paper_cifar10_controls", "cpu_mnist_controls"),
-              _arm("inverted weights", "CAT", "hard examples are better", "easy examples are better")),
-        Claim("Class-level balance increases diversity and helps (2.2)", "no number", ("paper_cifar10_controls", "cpu_mnist_controls"),
-              _arm("AT", "balance only", "balance helps", "balance harms")),
-        Claim("α = 0.5 (3.1)", "the value used", ("paper_cifar10_controls", "cpu_mnist_controls"), _alphas),
-        Claim("CAT needs fewer iterations at every sampling number: MNIST (Fig. 2)", "a figure",
-              ("paper_mnist_sampling_number", "cpu_mnist_sampling_number"), _by_number()),
-        Claim("CAT needs fewer iterations at every sampling number: CIFAR-10 (Fig. 3)", "a figure", ("paper_cifar10_sampling_number",), _by_number()),
-        Claim("Speed rises with the sampling number up to a threshold and then falls: MNIST (3.2)", "a figure",
-              ("paper_mnist_sampling_number", "cpu_mnist_sampling_number"), _peak),
-        Claim("Speed rises with the sampling number up to a threshold and then falls: CIFAR-10 (3.2)", "peak around 256",
-              ("paper_cifar10_sampling_number",), _peak),
-        Claim("With a large sampling number weighted and random draws come together (3.2)", "no number",
-              ("paper_mnist_sampling_number", "cpu_mnist_sampling_number"), _approach),
-        Claim("The speed-up is larger on CIFAR-10 than on MNIST (3.2)", "3.16 against 1.14 at most (robust accuracy)",
-              ("paper_cifar10_tables",), _overall("robust_accuracy")),
-        Claim("CAT combines with any adversarial training (abstract): with PGD-2", "no number", ("paper_cifar10_cheap", "cpu_mnist_cheap"),
-              _overall(baseline="PGD-2", arm="CAT + PGD-2", cost="passes")),
-        Claim("CAT combines with any adversarial training (abstract): with FGSM and a random start", "no number",
-              ("paper_cifar10_cheap", "cpu_mnist_cheap"), _overall(baseline="FGSM-RS", arm="CAT + FGSM-RS", cost="passes")),
-        Claim("The printed robust accuracies can be had in the printed iterations: MNIST (Table 1)", "90 % after 84 (AT), 73 (CAT)",
-              ("paper_mnist_audit", "cpu_mnist_audit"), _printed),
-        Claim("The printed robust accuracies can be had in the printed iterations: CIFAR-10 (Table 2)", "60 % after 790 (AT), 250 (CAT)",
-              ("paper_cifar10_audit",), _printed),
+        Claim("CAT converges faster in all settings: MNIST (3.2)", "all 8 cells", all_settings, MNIST),
+        Claim("... if ε does not grow at first", "all 8 cells", all_settings, CONSTANT),
+        Claim("CAT converges faster in all settings: CIFAR-10 (3.2)", "all 7 cells", all_settings, CIFAR),
+        Claim("Competitive defence effect: MNIST (abstract)", "no number", competitive, MNIST),
+        Claim("... if ε does not grow at first", "no number", competitive, CONSTANT),
+        Claim("Competitive defence effect: CIFAR-10 (abstract)", "no number", competitive, CIFAR),
+        Claim("A CAT iteration costs what an AT iteration costs (ticks of Table 1)", "12.9 s against 12.8 s", overhead, MNIST),
+        Claim("AT costs tens of times more than normal training (2.1)", "tens of times", dearer, MNIST),
+        Claim(f"{near}: MNIST (Fig. 1)", "a figure", similarity, similar("mnist")),
+        Claim(f"{near}: CIFAR-10 (Fig. 1)", "a figure", similarity, similar("cifar10")),
+        Claim("So an old weight estimates today's importance: MNIST (2.2)", "no number", stale, similar("mnist", "_staleness")),
+        Claim("So an old weight estimates today's importance: CIFAR-10 (2.2)", "no number", stale,
+              similar("cifar10", "_staleness")),
+        Claim("A limited part of the examples gives most of the performance (abstract)", "no number", few_examples, CONTROLS),
+        Claim("The gain is mainly from drawing informative examples (3.2): weights or none, both balanced", "no number",
+              at_the_end("balance only", "CAT", "weights help", "weights harm"), CONTROLS),
+        Claim("... weights alone against AT", "no number",
+              at_the_end("AT", "weights only", "weights help", "weights harm"), CONTROLS),
+        Claim("... against the opposite weights, easy examples first", "no number",
+              at_the_end("inverted weights", "CAT", "hard examples are better", "easy examples are better"), CONTROLS),
+        Claim("Class-level balance increases diversity and helps (2.2)", "no number",
+              at_the_end("AT", "balance only", "balance helps", "balance harms"), CONTROLS),
+        Claim("α = 0.5 (3.1)", "the value used", alphas, CONTROLS),
+        Claim("CAT needs fewer iterations at every sampling number: MNIST (Fig. 2)", "a figure", by_number, NUMBERS),
+        Claim("CAT needs fewer iterations at every sampling number: CIFAR-10 (Fig. 3)", "a figure", by_number, CIFAR_NUMBERS),
+        Claim(f"{threshold}: MNIST (3.2)", "a figure", peak, NUMBERS),
+        Claim(f"{threshold}: CIFAR-10 (3.2)", "peak around 256", peak, CIFAR_NUMBERS),
+        Claim("With a large sampling number weighted and random draws come together (3.2)", "no number", approach, NUMBERS),
+        Claim("The speed-up is larger on CIFAR-10 than on MNIST (3.2)", "up to 3.16 against 1.14", all_levels(), CIFAR),
+        Claim(f"{combines}: with PGD-2", "no number", all_levels(baseline="PGD-2", arm="CAT + PGD-2", cost="passes"), CHEAP),
+        Claim(f"{combines}: with FGSM and a random start", "no number",
+              all_levels(baseline="FGSM-RS", arm="CAT + FGSM-RS", cost="passes"), CHEAP),
+        Claim(f"{printed}: MNIST", "90 % after 84 (AT), 73 (CAT)", printed_reached, ("paper_mnist_audit", "cpu_mnist_audit")),
+        Claim(f"{printed}: CIFAR-10", "60 % after 790 (AT), 250 (CAT)", printed_reached, ("paper_cifar10_audit",)),
     ]
 
 
-def answer(claim: Claim, tables: dict[str, pd.DataFrame]) -> tuple[str, str]:
-    """(ours, verdict): from every table that is there, and the command for the best one where it is not."""
-    ours, verdicts = [], []
+def answer(claim: Claim, tables: Tables) -> Answer:
+    """From every table that is there; and what is open where the best one is not."""
     there = [name for name in claim.tables if name in tables]
-    for name in there:
-        text, verdict = claim.measure(tables[name], name)
-        ours.append(f"{label(name)}: {text}")
-        verdicts.append(verdict if len(there) == 1 else f"{label(name)}: {verdict}")
-    if claim.tables[0] not in tables and claim.tables[0].startswith("paper"):
-        verdicts.append(f"**open** with ResNet-18: [`{piece_of(claim.tables[0]).name}`](#open)")
+    answers = {name: claim.measure(tables[name], name) for name in there}
+    ours = [f"{label(name)}: {text}" for name, (text, _) in answers.items()]
+    verdicts = [verdict if len(there) == 1 else f"{label(name)}: {verdict}" for name, (_, verdict) in answers.items()]
+    if claim.tables[0] not in tables:
+        piece = piece_of(claim.tables[0])
+        verdicts.append(f"**open**{' with ResNet-18' if piece.profile == 'paper' else ''}: [`{piece.table}`](#open)")
     return "<br>".join(ours) or "—", "<br>".join(verdicts)
 
 
 def label(name: str) -> str:
-    """What a table was measured on, in two words."""
+    """What a table was measured on, in a few words."""
     trial = piece_of(name).trials[0][1]
     epsilon = f"{255 * trial.epsilon:.0f}/255" if trial.dataset == "cifar10" else f"{trial.epsilon:g}"
     return f"{trial.model}, {'growing ' if trial.epsilon_warm_up else ''}ε = {epsilon}"
 
 
-def verdict(tables: dict[str, pd.DataFrame]) -> str:
+# ------------------------------------------------------------------ the pages
+
+
+def verdict(tables: Tables) -> str:
     """The finding in three sentences, from the best tables that are there."""
-    sentences = []
-    name = next((n for n in ("paper_mnist_tables", "cpu_mnist_tables") if n in tables), None)
-    if name:
-        printed = paper_table("mnist")["AT/CAT"]
-        ratio, low, high, seeds = overall(tables[name], _levels(name, "robust_accuracy"), "robust_accuracy", "iteration", "AT", "CAT")
-        said = {"CAT faster": "CAT reaches a robust accuracy in fewer iterations than vanilla AT",
-                "CAT slower": "CAT needs more iterations than vanilla AT for a robust accuracy"}.get(faster(low, high, seeds).split(" (")[0], "no difference in iterations between CAT and vanilla AT can be shown")
-        sentences.append(f"On MNIST ({label(name)}, {seeds} seeds) {said}: AT / CAT is {interval(ratio, low, high)} over all thresholds, "
-                         f"where the paper prints {printed.min():.2f} to {printed.max():.2f}.")
-    name = next((n for n in ("paper_cifar10_controls", "cpu_mnist_controls") if n in tables), None)
-    if name and {"AT", "CAT", "balance only"} <= set(tables[name].arm):
-        weights, balance = _last(tables[name], "balance only", "CAT")[2], _last(tables[name], "AT", "balance only")[2]
-        sentences.append(f"Where training images are met again ({'CIFAR-10' if 'cifar10' in name else 'MNIST, few images'}), class balance alone changes the final robust "
-                         f"accuracy by {_points(balance)} points and the weights on top of it by {_points(weights)}.")
-    if "paper_cifar10_tables" in tables:
-        ours, judged = _up_to_three(tables["paper_cifar10_tables"], "paper_cifar10_tables")
-        sentences.append(f"The claim of 3 times on CIFAR-10 is {judged}: {ours}.")
-    else:
-        rival = ""
-        if "cpu_mnist_cheap" in tables and "N-FGSM" in set(tables["cpu_mnist_cheap"].arm):
-            cheap = overall(tables["cpu_mnist_cheap"], _levels("cpu_mnist_cheap", "robust_accuracy"), "robust_accuracy", "passes", "CAT", "N-FGSM")
-            rival = f"; on MNIST uniform N-FGSM reaches the same thresholds in {interval(*cheap[:3], digits=1)} times fewer passes than CAT"
-        sentences.append(f"The claim of 3 times, one cell on CIFAR-10 with ResNet-18, is open until a GPU has run the study{rival}.")
-    return " ".join(sentences)
+    return " ".join(filter(None, (said(tables) for said in (speed_sentence, parts_sentence, three_times_sentence))))
 
 
-def _points(values) -> str:
-    difference, low, high = (100 * value for value in values)
-    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+def speed_sentence(tables: Tables) -> str:
+    if not (name := next((name for name in MNIST if name in tables), None)):
+        return ""
+    printed = paper_table("mnist")["AT/CAT"]
+    levels = levels_of(name, "robust_accuracy")
+    ratio, low, high, seeds = overall(tables[name], levels, "robust_accuracy", "iteration", "AT", "CAT")
+    finding = {"CAT faster": "CAT reaches a robust accuracy in fewer iterations than vanilla AT",
+               "CAT slower": "CAT needs more iterations than vanilla AT for a robust accuracy"}.get(
+                   faster(low, high, seeds).split(" (")[0], "no difference in iterations between CAT and vanilla AT can be shown")
+    return (f"On MNIST ({label(name)}, {seeds} seeds) {finding}: AT / CAT is {interval(ratio, low, high)} over all thresholds, "
+            f"where the paper prints {printed.min():.2f} to {printed.max():.2f}.")
 
 
-def markdown(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
+def parts_sentence(tables: Tables) -> str:
+    if not (name := next((name for name in CONTROLS if name in tables), None)):
+        return ""
+    last = ends(tables[name]).robust_accuracy
+    balance, weights = difference(last["balance only"], last["AT"]), difference(last["CAT"], last["balance only"])
+    return (f"Where training images are met again ({label(name)}), class balance alone changes the robust accuracy at the end by "
+            f"{points(balance)} points, and the weights on top of it by {points(weights)}.")
 
 
-def claims_page(tables: dict[str, pd.DataFrame]) -> str:
-    """data/results/README.md."""
-    answers = [(claim, *answer(claim, tables)) for claim in claims()]
-    table = pd.DataFrame([(number, c.text, c.paper, ours, judged) for number, (c, ours, judged) in enumerate(answers, 1)],
-                         columns=["", "claim", "paper", "ours", "verdict"])
-    parts = ["# What the paper claims, and what was measured\n",
-             "<!-- written by `python -m catlib.lab.study page` from the tables in this folder; do not edit -->\n",
-             verdict(tables) + "\n", HOW_TO_READ, "## Claim by claim\n", markdown(table)]
-    for title, make in (("The controls", controls_section), ("The cheap rivals", cheap_section), ("The audit", audit_section)):
-        if text := make(tables):
-            parts += [f"## {title}\n", text]
-    parts += ["## Open\n", open_section(tables)]
-    return "\n".join(parts)
+def three_times_sentence(tables: Tables) -> str:
+    if CIFAR[0] in tables:
+        ours, finding = up_to_three(tables[CIFAR[0]], CIFAR[0])
+        return f"The claim of 3 times on CIFAR-10: {finding} ({ours})."
+    rival = ""
+    if (name := CHEAP[1]) in tables:
+        ratio = overall(tables[name], levels_of(name, "robust_accuracy"), "robust_accuracy", "passes", "CAT", "N-FGSM")[:3]
+        rival = (f"; on MNIST, N-FGSM with uniform draws takes {interval(*ratio, digits=1)} times fewer passes than CAT to "
+                 f"the same thresholds")
+    return f"The claim of 3 times, one cell on CIFAR-10 with ResNet-18, is open until a GPU has run the study{rival}."
+
+
+def markdown(rows: list[tuple], columns: list[str]) -> str:
+    lines = [columns, ["---"] * len(columns), *([str(value).replace("|", "\\|") for value in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 HOW_TO_READ = """\
@@ -481,75 +494,83 @@ HOW_TO_READ = """\
 """
 
 
-def controls_section(tables) -> str:
-    text = ""
-    for name in ("paper_cifar10_controls", "cpu_mnist_controls"):
-        if name in tables:
-            records, rows = tables[name], []
-            level = next(lv for lv in sorted(_levels(name, "robust_accuracy"), reverse=True)
-                         if speed_table(records, [lv / 100], by="arm", method="balance only").pairs.iloc[0] > 1)
-            last = records.sort_values("iteration").groupby(["arm", "seed"]).last()
-            for arm in dict.fromkeys(records.arm):
-                mine = last.loc[arm]
-                difference = "" if arm == "AT" else _points(_last(records, "AT", arm)[2])
-                speed = "" if arm == "AT" else interval(*speed_table(records, [level / 100], by="arm", method=arm)[["ratio", "low", "high"]].iloc[0])
-                rows.append((arm, len(mine), f"{mine.robust_accuracy.mean():.1%} ± {mine.robust_accuracy.std():.1%}", difference, speed, f"{mine.coverage.mean():.1%}"))
-            text += f"{label(name)}; the table `{name}.csv`.\n\n" + markdown(pd.DataFrame(rows, columns=[
-                "arm", "seeds", "robust accuracy at the end", "difference to AT, points", f"AT / arm, iterations to {level:g} %", "training images seen"]))
-    return text
+def claims_page(tables: Tables) -> str:
+    """data/results/README.md."""
+    rows = [(number, claim.text, claim.paper, *answer(claim, tables)) for number, claim in enumerate(claims(), 1)]
+    parts = ["# What the paper claims, and what was measured\n",
+             "<!-- written by `python -m catlib.lab.study page` from the tables in this folder; do not edit -->\n",
+             verdict(tables) + "\n", HOW_TO_READ,
+             "## Claim by claim\n", markdown(rows, ["", "claim", "paper", "ours", "verdict"])]
+    for title, names, make in (("The controls", CONTROLS, controls), ("The cheap rivals", CHEAP, cheap_rivals),
+                               ("The audit", ("paper_mnist_audit", "cpu_mnist_audit", "paper_cifar10_audit"), audit_rows)):
+        there = [name for name in names if name in tables]
+        parts += [f"## {title}\n"] * bool(there)
+        parts += [f"{label(name)}; the table `{name}.csv`. {make(tables[name], name)}" for name in there]
+    return "\n".join([*parts, "## Open\n", open_pieces(tables)])
 
 
-def cheap_section(tables) -> str:
-    text = ""
-    for name in ("paper_cifar10_cheap", "cpu_mnist_cheap"):
-        if name in tables:
-            records, rows, levels = tables[name], [], _levels(name, "robust_accuracy")
-            last = records.sort_values("iteration").groupby(["arm", "seed"]).last()
-            for arm in dict.fromkeys(records.arm):
-                mine = last.loc[arm]
-                metric = "final_robust_accuracy" if "final_robust_accuracy" in mine else "robust_accuracy"
-                ratio = "" if arm == "AT" else interval(*overall(records, levels, "robust_accuracy", "passes", "AT", arm)[:3])
-                rows.append((arm, len(mine), f"{mine.passes.mean():,.0f}", f"{mine[metric].mean():.1%} ± {mine[metric].std():.1%}", ratio))
-            text += f"{label(name)}; the table `{name}.csv`.\n\n" + markdown(pd.DataFrame(rows, columns=[
-                "arm", "seeds", "passes in all", "robust accuracy at the end, PGD-20 with restarts", "AT / arm, passes, all levels"]))
-    return text
+def controls(records: pd.DataFrame, name: str) -> str:
+    """What is left of CAT when a part is taken away or turned round."""
+    # the highest level that AT reached on every seed
+    level = max((level for level in levels_of(name, "robust_accuracy")
+                 if costs(records[records.arm == "AT"], level / 100, by="arm").iteration.notna().all()), default=None)
+    last, rows = ends(records), []
+    for arm in dict.fromkeys(records.arm):
+        mine, row = last.loc[arm], ("", "")
+        if arm != "AT":
+            speed = speed_at(records, [level], arm=arm).iloc[0] if level else None
+            row = (points(difference(mine.robust_accuracy, last.loc["AT"].robust_accuracy)),
+                   interval(speed.ratio, speed.low, speed.high) if level else "")
+        rows.append((arm, len(mine), percent(mine.robust_accuracy), *row, percent(mine.coverage)))
+    return "\n\n" + markdown(rows, ["arm", "seeds", "robust accuracy at the end", "difference to AT, points",
+                                    f"AT / arm, iterations to {level} %", "training images seen"])
 
 
-def audit_section(tables) -> str:
-    text = ""
-    for name in ("paper_mnist_audit", "cpu_mnist_audit", "paper_cifar10_audit"):
-        if name in tables:
-            rows = audit(tables[name], name)
-            cell = {(r.arm, r.level): f"{'yes' if r['on test images'] else 'no'} ({r.robust:.0%}); {'yes' if r['on training batches'] else 'no'} ({r.batch:.0%})"
-                    for _, r in rows.iterrows()}
-            arms, levels = list(dict.fromkeys(rows.arm)), list(dict.fromkeys(rows.level))
-            wide = pd.DataFrame([(arm, *(cell[arm, level] for level in levels)) for arm in arms], columns=["reading", *(f"{level} %" for level in levels)])
-            text += (f"{label(name)}; the table `{name}.csv`. Is a printed robust accuracy reached within the printed iterations: on test images, and on "
-                     f"training batches (best so far, mean over seeds)?\n\n" + markdown(wide) + "\n")
-    return text
+def cheap_rivals(records: pd.DataFrame, name: str) -> str:
+    last, levels, rows = ends(records), levels_of(name, "robust_accuracy"), []
+    metric = "final_robust_accuracy" if "final_robust_accuracy" in last else "robust_accuracy"
+    for arm in dict.fromkeys(records.arm):
+        ratio = "" if arm == "AT" else interval(*overall(records, levels, "robust_accuracy", "passes", "AT", arm)[:3])
+        rows.append((arm, len(last.loc[arm]), f"{last.loc[arm].passes.mean():,.0f}", percent(last.loc[arm][metric]), ratio))
+    columns = ["arm", "seeds", "passes in all", "robust accuracy at the end", "AT / arm, passes, all levels"]
+    return "\n\n" + markdown(rows, columns)
 
 
-def open_section(tables) -> str:
-    missing = [piece for piece in pieces_of("paper") if piece.table not in tables and piece.kind != "notebook"]
-    missing += [piece for piece in pieces_of("cpu") if piece.table not in tables]
-    partial = [piece for profile in ("paper", "cpu") for piece in pieces_of(profile) if piece.kind == "train" and piece.table in tables
-               and len(tables[piece.table].groupby([c for c in ("arm", "seed", "sampling_number") if c in tables[piece.table]])) < len(piece.trials)]
-    lines = [f"- `{piece.name}`. {piece.about}: `{piece.command}`" for piece in missing + partial]
-    return "\n".join(lines) + "\n" if lines else "Nothing.\n"
+def audit_rows(records: pd.DataFrame, name: str) -> str:
+    rows = audit(records, name)
+    fields = {(row["arm"], row["level"]): "; ".join(f"{'yes' if row[f'reached {where}'] else 'no'} ({100 * row[column]:.0f} %)"
+                                                    for where, column in (("on test", "test"), ("in training", "training")))
+              for _, row in rows.iterrows()}
+    levels = list(dict.fromkeys(rows.level))
+    return ("Is a printed robust accuracy reached within the printed iterations, on test images; and on training batches? In "
+            "brackets the best so far, mean over seeds.\n\n"
+            + markdown([(arm, *(fields[arm, level] for level in levels)) for arm in dict.fromkeys(rows.arm)],
+                       ["reading", *(f"{level} %" for level in levels)]))
 
 
-def readme_results(tables: dict[str, pd.DataFrame]) -> str:
-    """The table of the project's README."""
-    name = next((n for n in ("paper_mnist_tables", "cpu_mnist_tables") if n in tables), None)
-    if not name:
+def open_pieces(tables: Tables) -> str:
+    """The commands that fill what is missing, whole tables or the rest of their seeds."""
+    lines = []
+    for piece in pieces_of("paper") + pieces_of("cpu"):
+        table = tables.get(piece.table)
+        keys = ["arm", "seed", *piece.options.get("grid", {})]
+        whole = table is not None and (piece.kind != "train" or len(table.groupby(keys)) == len(piece.trials))
+        if piece.kind != "notebook" and not whole:
+            lines.append(f"- `{piece.table}`. {piece.about}: `{piece.command}`\n")
+    return "".join(lines) or "Nothing.\n"
+
+
+def readme_results(tables: Tables) -> str:
+    """Tables 1 and 2 for the project's README."""
+    if not (name := next((name for name in MNIST if name in tables), None)):
         return "No table of the study is there yet: `make study PROFILE=cpu`.\n"
     rows = []
     for claim in table_claims():
-        table = next((n for n in claim.tables if n in tables), None)
-        ours, judged = claim.measure(tables[table], table) if table else ("—", "open: `make study PROFILE=paper` on a GPU")
-        rows.append((claim.text, claim.paper, ours, judged))
-    heading = f"Ours: {label(name)}, iterations of 128 adversarial examples; a ratio is AT / CAT with its 95 % interval, paired by seed."
-    return f"{heading} [Every claim](data/results/README.md).\n\n" + markdown(pd.DataFrame(rows, columns=["", "paper", "ours", "verdict"]))
+        best = next((table for table in claim.tables if table in tables), None)
+        ours = claim.measure(tables[best], best) if best else ("—", "open: `make study PROFILE=paper`, on a GPU")
+        rows.append((claim.text, claim.paper, *ours))
+    return (f"Ours: {label(name)}, iterations of 128 adversarial examples; a ratio is AT / CAT with its 95 % interval, paired by "
+            f"seed. [Every claim of the paper](data/results/README.md).\n\n" + markdown(rows, ["", "paper", "ours", "verdict"]))
 
 
 def between(text: str, marker: str, content: str) -> str:
@@ -561,13 +582,12 @@ def between(text: str, marker: str, content: str) -> str:
 def pages(results: Path, readme: str) -> dict[str, str]:
     """Every generated text by file name: summary.csv, final.csv, README.md of the results, and the project's README."""
     tables = load_tables(results)
-    texts = {f"{name}.csv": f"# {about}\n# command: python -m catlib.lab.study page\n" + table.to_csv(index=False, lineterminator="\n")
-             for name, about, table in (
-                 ("summary", "Ratios baseline / arm of what a level cost, paired by seed, with 95 % bootstrap intervals", summary(tables)),
-                 ("final", "Where each arm stood at the last iteration, and the difference to its baseline in robust accuracy", final(tables)))}
-    texts["README.md"] = claims_page(tables)
-    texts["../../README.md"] = between(between(readme, "verdict", verdict(tables)), "results", readme_results(tables))
-    return texts
+    csv = {"summary.csv": (summary(tables), "Ratios baseline / arm of what a level cost, paired by seed, with 95 % intervals"),
+           "final.csv": (final(tables), "Where each arm stood at the last iteration, and its difference to its baseline")}
+    texts = {name: f"# {about}\n# command: python -m catlib.lab.study page\n" + table.to_csv(index=False, lineterminator="\n")
+             for name, (table, about) in csv.items()}
+    readme = between(between(readme, "verdict", verdict(tables)), "results", readme_results(tables))
+    return texts | {"README.md": claims_page(tables), "../../README.md": readme}
 
 
 def write_pages(results: Path) -> None:

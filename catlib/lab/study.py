@@ -84,8 +84,17 @@ def pieces_of(profile: str, scale: str = "full") -> list[Piece]:
                 for arm in entry.get("arms", ()):
                     own = settings | configuration()["arms"][arm] | dict(zip(grid, values, strict=True)) | {"seed": seed}
                     trials.append((arm, make_trial(own, tiny)))
-        pieces.append(Piece(profile, entry["name"], entry["about"], entry.get("kind", "train"), tuple(trials),
-                            entry.get("levels", {}), options | {"tiny": bool(tiny)}))
+        pieces.append(
+            Piece(
+                profile,
+                entry["name"],
+                entry["about"],
+                entry.get("kind", "train"),
+                tuple(trials),
+                entry.get("levels", {}),
+                options | {"tiny": bool(tiny)},
+            )
+        )
     return pieces
 
 
@@ -110,8 +119,15 @@ def deviation(dataset: str) -> float:
     return round(load_data(dataset).x_train[:5000].double().std().item() / 255, 4)
 
 
-def study(profile: str, names=(), *, scale: str = "full", minutes: float | None = None, runs: Path | None = None,
-          results: Path | None = None) -> bool:
+def study(
+    profile: str,
+    names=(),
+    *,
+    scale: str = "full",
+    minutes: float | None = None,
+    runs: Path | None = None,
+    results: Path | None = None,
+) -> bool:
     """Run the pieces of a profile, or those named; True when all of it is done, False when the time was up before.
 
     Args:
@@ -159,7 +175,8 @@ def train(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
             outcome = "diverged"
         if not keep:
             (runs / trial.id / "checkpoint.pt").unlink(missing_ok=True)  # 90 MB for a ResNet-18, and nobody asks for it again
-        print(f"{piece.table} {number}/{len(piece.trials)}  {arm}, seed {trial.seed}: {outcome}, {time.monotonic() - started:.0f} s", flush=True)
+        which = f"{piece.table} {number}/{len(piece.trials)}  {arm}, seed {trial.seed}"
+        print(f"{which}: {outcome}, {time.monotonic() - started:.0f} s", flush=True)
         write_table(piece, runs, results)
     write_table(piece, runs, results)
 
@@ -183,8 +200,13 @@ def keep_best(folder: Path) -> Callable:
     def keep(training, record):
         best = torch.load(path, weights_only=True)["robust_accuracy"] if path.exists() else -1.0
         if record.robust_accuracy > best:
-            state = {"model": training.model.state_dict(), "robust_accuracy": record.robust_accuracy, "iteration": record.iteration}
+            state = {
+                "model": training.model.state_dict(),
+                "robust_accuracy": record.robust_accuracy,
+                "iteration": record.iteration,
+            }
             write_whole(path, lambda temporary: torch.save(state, temporary))
+
     return keep
 
 
@@ -192,7 +214,9 @@ def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
     """A run whose loss left the finite numbers ends there: it is done, with the records that it has."""
     training = build_training(trial)
     if not (folder / "records.csv").exists():
-        write_whole(folder / "records.csv", b"iteration,examples,passes,seconds,loss,coverage,accuracy,robust_accuracy,batch_accuracy\n")
+        write_whole(
+            folder / "records.csv", b"iteration,examples,passes,seconds,loss,coverage,accuracy,robust_accuracy,batch_accuracy\n"
+        )
     write_json(folder / "run.json", {"status": "done", **provenance(trial, training), "diverged": str(error), "final": {}})
 
 
@@ -206,8 +230,11 @@ def rows_of(piece: Piece, runs: Path) -> pd.DataFrame:
             final = json.loads((runs / trial.id / "run.json").read_text())["final"]
             for name, value in final.items():  # on the last row alone
                 table[f"final_{name}"] = [None] * (len(table) - 1) + [round(value, 4)]
-            tables.append(pd.DataFrame({"arm": arm, "seed": trial.seed} | {name: getattr(trial, name) for name in varying},
-                                       index=table.index).join(table.drop(columns="examples")))
+            tables.append(
+                pd.DataFrame(
+                    {"arm": arm, "seed": trial.seed} | {name: getattr(trial, name) for name in varying}, index=table.index
+                ).join(table.drop(columns="examples"))
+            )
     tables = [table for table in tables if len(table)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -217,22 +244,29 @@ def write_table(piece: Piece, runs: Path, results: Path) -> None:
     if len(table):
         done = [trial for _, trial in piece.trials if is_done(runs / trial.id)]
         infos = [json.loads((runs / trial.id / "run.json").read_text()) for trial in done]
-        diverged = [f"{arm}, seed {trial.seed}" for arm, trial in piece.trials if (runs / trial.id / "run.json").exists()
-                    and "diverged" in json.loads((runs / trial.id / "run.json").read_text())]
+        diverged = [
+            f"{arm}, seed {trial.seed}"
+            for arm, trial in piece.trials
+            if (runs / trial.id / "run.json").exists() and "diverged" in json.loads((runs / trial.id / "run.json").read_text())
+        ]
         write_result(piece, table, results, infos, done, {"diverged": "; ".join(diverged)} if diverged else {})
 
 
 def write_result(piece: Piece, table: pd.DataFrame, results: Path, infos: list[dict], done: list[Trial], more=None) -> None:
     """The table as CSV below lines that say where it is from."""
     results.mkdir(parents=True, exist_ok=True)
-    lines = [piece.about, *(f"{key}: {value}" for key, value in header(piece, infos, done).items()),
-             *(f"{key}: {value}" for key, value in (more or {}).items())]
+    lines = [
+        piece.about,
+        *(f"{key}: {value}" for key, value in header(piece, infos, done).items()),
+        *(f"{key}: {value}" for key, value in (more or {}).items()),
+    ]
     text = "".join(f"# {line}\n" for line in lines) + table.to_csv(index=False, lineterminator="\n")
     write_whole(results / f"{piece.table}.csv", text.encode())
 
 
 def header(piece: Piece, infos: list[dict], done: list[Trial]) -> dict:
     """What one must know to believe the table."""
+
     def of(name):
         values = list(dict.fromkeys(getattr(trial, name) for trial in done))
         return " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
@@ -241,21 +275,32 @@ def header(piece: Piece, infos: list[dict], done: list[Trial]) -> dict:
         return " | ".join(dict.fromkeys(str(info[key]) for info in infos))
 
     count = of("evaluation_size")
-    lines = {"dataset": of("dataset") + (f", first {of('train_size')} training images" if of("train_size") != "None" else ""),
-             "model": of("model"), "threat model": f"{of('norm')}, epsilon {of('epsilon')}, images in [0, 1]",
-             "training attack": f"{of('crafting')}, {of('steps')} steps of {of('step_size').replace('None', '2.5 epsilon / steps')}, "
-                                f"{of('restarts')} restarts, rule {of('rule')}",
-             "update": f"{of('optimizer')}, learning rate {of('learning_rate')}, schedule {of('schedule')}, weight decay "
-                       f"{of('weight_decay')}, batch {of('sampling_number')}, augmentation {of('augment')}, epsilon grows over {of('epsilon_warm_up')}"}
+    lines = {
+        "dataset": of("dataset") + (f", first {of('train_size')} training images" if of("train_size") != "None" else ""),
+        "model": of("model"),
+        "threat model": f"{of('norm')}, epsilon {of('epsilon')}, images in [0, 1]",
+        "training attack": f"{of('crafting')}, {of('steps')} steps of {of('step_size').replace('None', '2.5 epsilon / steps')}, "
+        f"{of('restarts')} restarts, rule {of('rule')}",
+        "update": f"{of('optimizer')}, learning rate {of('learning_rate')}, schedule {of('schedule')}, weight decay "
+        f"{of('weight_decay')}, batch {of('sampling_number')}, augmentation {of('augment')}, "
+        f"epsilon grows over {of('epsilon_warm_up')} iterations",
+    }
     if piece.kind == "train":
-        lines["evaluation"] = (f"first {count} test images, PGD-{of('evaluation_steps')}, one random start, rule {of('evaluation_rule')}; "
-                               f"tick: every {of('evaluate_every')} iterations; batch_accuracy is on the training batch, before its update")
+        lines["evaluation"] = (
+            f"first {count} test images, PGD-{of('evaluation_steps')}, one random start, rule {of('evaluation_rule')}; "
+            f"tick: every {of('evaluate_every')} iterations; batch_accuracy is on the training batch, before its update"
+        )
         if any(trial.final_restarts for trial in done):
-            lines["final"] = f"PGD-{of('evaluation_steps')} with {of('final_restarts')} restarts on {of('final_size').replace('None', 'all')} test images"
-    lines |= {"seeds": " ".join(sorted({str(trial.seed) for trial in done}, key=int)),
-              "runs": f"{len(done)} of {len(piece.trials)}", "device": f"{all_of('device')}, {all_of('threads')} threads",
-              "versions": " | ".join(dict.fromkeys(", ".join(f"{k} {v}" for k, v in info["versions"].items()) for info in infos)),
-              "code": all_of("revision"), "command": piece.command}
+            restarts, images = of("final_restarts"), of("final_size").replace("None", "all")
+            lines["final"] = f"PGD-{of('evaluation_steps')} with {restarts} restarts on {images} test images"
+    lines |= {
+        "seeds": " ".join(sorted({str(trial.seed) for trial in done}, key=int)),
+        "runs": f"{len(done)} of {len(piece.trials)}",
+        "device": f"{all_of('device')}, {all_of('threads')} threads",
+        "versions": " | ".join(dict.fromkeys(", ".join(f"{k} {v}" for k, v in info["versions"].items()) for info in infos)),
+        "code": all_of("revision"),
+        "command": piece.command,
+    }
     return lines
 
 
@@ -311,7 +356,9 @@ def notebook(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
     source = ROOT / "notebooks" / target.name
     values = piece.options["tiny_parameters" if piece.options["tiny"] else "parameters"]
     allowed = parameter_names(source)
-    execute(source, target, {key: value for key, value in values.items() if key in allowed} | {"output_dir": str(runs / source.stem)})
+    execute(
+        source, target, {key: value for key, value in values.items() if key in allowed} | {"output_dir": str(runs / source.stem)}
+    )
     write_site([target], target.parent)
     print(f"{piece.table}: {target}", flush=True)
 
@@ -329,7 +376,9 @@ def finals(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
             path = folder / f"finals-{which}.json"
             measured = json.loads(path.read_text()) if path.exists() else {}
             training = build_training(trial)
-            stored = torch.load(folder / ("best.pt" if which == "best" else "checkpoint.pt"), weights_only=True, map_location=training.device)
+            stored = torch.load(
+                folder / ("best.pt" if which == "best" else "checkpoint.pt"), weights_only=True, map_location=training.device
+            )
             training.model.load_state_dict(stored["model"] if which == "best" else stored["training"]["model"])
             for name, measure in measurements(training, trial, piece.options):
                 if name not in measured:
@@ -338,8 +387,16 @@ def finals(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
                     write_json(path, measured)
             records = pd.read_csv(folder / "records.csv").set_index("iteration")
             at = stored["iteration"] if which == "best" else records.index[-1]
-            rows.append({"arm": arm, "seed": trial.seed, "model": which, "iteration": at, "coverage": round(records.coverage[at], 4),
-                         **{k: round(v, 4) for k, v in measured.items()}})
+            rows.append(
+                {
+                    "arm": arm,
+                    "seed": trial.seed,
+                    "model": which,
+                    "iteration": at,
+                    "coverage": round(records.coverage[at], 4),
+                    **{k: round(v, 4) for k, v in measured.items()},
+                }
+            )
         infos.append(json.loads((folder / "run.json").read_text()))
         done.append(trial)
     if rows:
@@ -359,6 +416,7 @@ def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, C
 
     def autoattack():
         from pyautoattack import AutoAttack
+
         size = 8 if options["tiny"] else options["autoattack_size"]
         version = {"version": "custom", "attacks": ["apgd-ce"]} if options["tiny"] else {"version": "standard"}
         attack = AutoAttack(model, norm="Linf", eps=trial.epsilon, device=training.device, seed=0, **version)
@@ -369,6 +427,7 @@ def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, C
         class Scaled(torch.nn.Module):
             def forward(self, x):
                 return factor * model(x)
+
         return lambda: robust_accuracy(Scaled().eval(), images[:1000], labels[:1000], once)
 
     yield "accuracy", lambda: accuracy(model, images, labels)
@@ -386,8 +445,10 @@ def calibration_error(model, images, labels, bins: int = 15) -> float:
     confidence, predicted = torch.cat([model(x).softmax(1) for x in images.split(1000)]).max(1)
     right = (predicted == labels).double()
     which = (confidence * bins).long().clamp(max=bins - 1)
-    return sum(abs(right[which == b].mean() - confidence[which == b].double().mean()).item() * (which == b).double().mean().item()
-               for b in which.unique())
+    return sum(
+        abs(right[which == b].mean() - confidence[which == b].double().mean()).item() * (which == b).double().mean().item()
+        for b in which.unique()
+    )
 
 
 KINDS = {"train": train, "similarity": similarity, "notebook": notebook, "finals": finals}
@@ -404,10 +465,14 @@ def show(profile: str, scale: str, runs: Path | None) -> None:
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m catlib.lab.study", description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("run", "page"), default="run", help="run the study, or write the claims page from its tables")
+    parser.add_argument(
+        "what", nargs="?", choices=("run", "page"), default="run", help="run the study, or write the claims page from its tables"
+    )
     parser.add_argument("--profile", choices=profiles(), default="smoke")
     parser.add_argument("--piece", action="append", default=[], help="only this piece; may be given again")
-    parser.add_argument("--scale", choices=("full", "tiny"), default="full", help="tiny: the paper profile from end to end, in minutes")
+    parser.add_argument(
+        "--scale", choices=("full", "tiny"), default="full", help="tiny: the paper profile from end to end, in minutes"
+    )
     parser.add_argument("--minutes", type=float, help=f"stop, saved, after so long; the exit status is then {PAUSED}")
     parser.add_argument("--runs", type=Path, help="folder of the runs and their checkpoints")
     parser.add_argument("--results", type=Path, help="folder of the tables")
@@ -415,12 +480,20 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     if options.what == "page":
         from .claims import write_pages
+
         write_pages(options.results or RESULTS)
     elif options.list:
         show(options.profile, options.scale, options.runs)
     else:
         try:
-            done = study(options.profile, options.piece, scale=options.scale, minutes=options.minutes, runs=options.runs, results=options.results)
+            done = study(
+                options.profile,
+                options.piece,
+                scale=options.scale,
+                minutes=options.minutes,
+                runs=options.runs,
+                results=options.results,
+            )
         except ValueError as error:
             parser.error(str(error))
         return 0 if done else PAUSED
