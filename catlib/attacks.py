@@ -83,7 +83,7 @@ class PGD:
         if self.early_stop:
             return self.attack_until_broken(model, images, labels, generator=generator)[0]
         with _attacking(model, images, labels, self, check) as (gradient, logits_of):
-            generator = _generator(generator, images)
+            generator = generator or _fresh(images.device)
             folded = max(1, min(self.restarts, self.batch_size // max(len(images), 1)))
             rows = torch.arange(len(images), device=images.device)
             worst, worst_loss = images.clone(), images.new_full((len(images),), -torch.inf)
@@ -115,7 +115,7 @@ class PGD:
         Returns: adversarial images (B, C, H, W), and the verdict (B,): True where the model was broken.
         """
         with _attacking(model, images, labels, self) as (gradient, logits_of):
-            generator, batch_size = _generator(generator, images), batch_size or self.batch_size
+            generator, batch_size = generator or _fresh(images.device), batch_size or self.batch_size
             worst = images.clone()
             broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
             if not len(images):
@@ -132,13 +132,11 @@ class PGD:
                     kept = []
                     for part in torch.arange(len(alive), device=images.device).split(batch_size):
                         ids, adversarial = alive[part], current[part]
-                        if step < self.steps:
-                            slope, logits = gradient(adversarial, labels[ids].long())
-                        else:
-                            logits = logits_of(adversarial)
+                        last = step == self.steps
+                        slope, logits = (None, logits_of(adversarial)) if last else gradient(adversarial, labels[ids].long())
                         right = logits.argmax(1) == labels[ids]
                         worst[ids], broken[ids] = adversarial, ~right
-                        if step < self.steps:
+                        if not last:
                             kept.append(self._stepper(images[ids[right]])(adversarial[right], slope[right]))
                     alive = alive[~broken[alive]]
                     current = torch.cat(kept) if kept else current[:0]
@@ -178,10 +176,8 @@ def _unit(x: Tensor) -> Tensor:
     return x / (scale := x.abs().amax((1, 2, 3), keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)) / _length(x / scale)
 
 
-def _generator(generator: torch.Generator | None, images: Tensor) -> torch.Generator:
-    if generator is None:
-        generator = torch.Generator(images.device)
-        generator.seed()
+def _fresh(device: torch.device) -> torch.Generator:
+    (generator := torch.Generator(device)).seed()
     return generator
 
 
