@@ -347,20 +347,20 @@ def _read(path: Path) -> pd.DataFrame:
 
 def notebook(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
     """A notebook of the course at the scale of the paper, and its page beside the results."""
-    from .batch import execute, parameter_names, write_site
+    from .batch import execute, parameter_names
+    from .site import write_site
 
     target = results / "notebooks" / f"{piece.options['notebook']}.ipynb"
-    if target.exists():
+    if target.with_suffix(".html").exists():
         return
-    stop_at(deadline)
-    source = ROOT / "notebooks" / target.name
-    values = piece.options["tiny_parameters" if piece.options["tiny"] else "parameters"]
-    allowed = parameter_names(source)
-    execute(
-        source, target, {key: value for key, value in values.items() if key in allowed} | {"output_dir": str(runs / source.stem)}
-    )
+    if not target.exists():
+        stop_at(deadline)
+        source = ROOT / "notebooks" / target.name
+        values = piece.options["tiny_parameters" if piece.options["tiny"] else "parameters"]
+        values = values | {"output_dir": str(runs / source.stem)}
+        execute(source, target, {name: values[name] for name in parameter_names(source) if name in values})
     write_site([target], target.parent)
-    print(f"{piece.table}: {target}", flush=True)
+    print(f"{piece.table}: {target.name}, {target.with_suffix('.html').name}", flush=True)
 
 
 def finals(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
