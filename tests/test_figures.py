@@ -43,7 +43,7 @@ def test_speed_table_pairs_by_seed():
                                         ("AT", 2, [0.5, 0.5, 0.5, 0.5, 0.5]), ("CAT", 0, [0.5, 0.5, 0.5, 0.5, 0.5]),
                                         ("CAT", 1, [0.1, 0.5, 0.5, 0.5, 0.5]), ("CAT", 2, [0.1] * 5)), [0.5, 0.9])
     first, second = table.itertuples(index=False)
-    assert first.AT == pytest.approx((20 + 40 + 10) / 3) and first.CAT == pytest.approx(15)
+    assert pytest.approx((20 + 40 + 10) / 3) == first.AT and pytest.approx(15) == first.CAT
     assert (table["AT reached"][0], table["CAT reached"][0], first.pairs) == ("3/3", "2/3", 2)
     assert (first.ratio, first.low, first.high) == pytest.approx((2, 2, 2))  # 20/10 and 40/20; seed 2 has no pair
     assert math.isnan(second.ratio) and second.pairs == 0 and table["AT reached"][1] == "0/3"

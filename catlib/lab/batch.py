@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from ..data import ROOT, data_root
-from .site import write_site
+from .site import write_course_map, write_site
 
 
 def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", environment=None):
@@ -99,6 +99,8 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
 def refresh(notebooks=None, timeout=600) -> None:
     """Execute notebooks with their defaults and write them back as they are committed: no trace of where or by what.
 
+    The README's map of the course is renewed from them.
+
     Args:
         notebooks: paths; None is the series, then its worked solutions.
     """
@@ -113,6 +115,7 @@ def refresh(notebooks=None, timeout=600) -> None:
                     cell.metadata.pop(key, None)
         nbformat.write(node, path)
         print(f"{Path(path).name}: refreshed", flush=True)
+    write_course_map(_series())
 
 
 def parameter_names(notebook) -> list[str]:

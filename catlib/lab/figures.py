@@ -102,7 +102,8 @@ def speed_table(records: pd.DataFrame, levels, metric: str = "robust_accuracy", 
         table = costs(records, level, metric, by).pivot(index="seed", columns=by, values=cost).reindex(columns=[baseline, method])
         seeds = {name: records.loc[records[by] == name, "seed"].nunique() for name in (baseline, method)}
         ratio, low, high = ratio_interval(table[baseline], table[method])
-        rows.append({"metric": metric, "level": round(100 * level, 6), "cost": cost, baseline: table[baseline].mean(), method: table[method].mean(),
+        rows.append({"metric": metric, "level": round(100 * level, 6), "cost": cost, baseline: table[baseline].mean(),
+                     method: table[method].mean(),
                      **{f"{name} reached": f"{table[name].notna().sum()}/{seeds[name]}" for name in (baseline, method)},
                      "ratio": ratio, "low": low, "high": high, "pairs": int(table.notna().all(axis=1).sum())})
     return pd.DataFrame(rows)

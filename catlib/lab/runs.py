@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -141,7 +141,8 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
     kind, attack = Training, trial.attack()
     if trial.crafting != "pgd":
         from .baselines import NFGSM, FreeTraining
-        kind, attack = (FreeTraining, attack) if trial.crafting == "free" else (Training, NFGSM(trial.epsilon, trial.step_size or trial.epsilon))
+        free = trial.crafting == "free"
+        kind, attack = (FreeTraining, attack) if free else (Training, NFGSM(trial.epsilon, trial.step_size or trial.epsilon))
     return kind(model, data, sampler, attack, optimizer, scheduler=scheduler, iterations=trial.iterations,
                     evaluate_every=trial.evaluate_every, evaluation_size=trial.evaluation_size,
                     evaluation_attack=trial.judge(),
@@ -203,8 +204,10 @@ def run(trial: Trial, root: str | Path = "runs", *, progress: bool = False, obse
     if trial.final_restarts:
         images, labels = training.data.test(slice(trial.final_size))
         judge = trial.judge(trial.final_restarts)
-        final = {"accuracy": accuracy(training.model, images, labels), "robust_accuracy": robust_accuracy(training.model, images, labels, judge)}
-    write_json(folder / "run.json", {"status": "done", **provenance(trial, training), "wall_seconds": time.perf_counter() - started, "final": final})
+        final = {"accuracy": accuracy(training.model, images, labels),
+                 "robust_accuracy": robust_accuracy(training.model, images, labels, judge)}
+    wall = time.perf_counter() - started
+    write_json(folder / "run.json", {"status": "done", **provenance(trial, training), "wall_seconds": wall, "final": final})
     return folder
 
 
@@ -218,8 +221,9 @@ def provenance(trial: Trial, training: Training) -> dict:
     """What one must know to believe a number: settings, versions, device, revision of the code, time."""
     device = torch.cuda.get_device_name(training.device) if training.device.type == "cuda" else platform.processor() or platform.machine()
     return {"id": trial.id, "trial": asdict(trial), "device": f"{training.device.type}: {device}", "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version(), "catlib": catlib.__version__, **{name: version(name) for name in ("torch", "torchvision", "numpy")}},
-            "revision": revision(), "command": " ".join(sys.argv), "written": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+            "versions": {"python": platform.python_version(), "catlib": catlib.__version__,
+                         **{name: version(name) for name in ("torch", "torchvision", "numpy")}},
+            "revision": revision(), "command": " ".join(sys.argv), "written": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def revision() -> str:

@@ -1,5 +1,8 @@
 """Executed notebooks as a static site: linked pages with an index, readable without a network."""
 
+import base64
+import io
+import os
 import re
 from pathlib import Path
 
@@ -56,10 +59,33 @@ def write_site(notebooks, folder) -> None:
 
 
 def _summary(name, node) -> dict:
-    """What the index shows of a page: its title, its first paragraph and its first picture."""
+    """What the index shows of a page: title, first paragraph, and the picture of its cell tagged "cover", else its first."""
     text = "\n".join(cell.source for cell in node.cells if cell.cell_type == "markdown")
     title = re.search(r"^# (.+)$", text, re.M)
     lead = re.search(r"^(?![#>|!<*\-\s]).+[.!?]$", text, re.M)
-    data = [output.get("data", {}) for cell in node.cells for output in cell.get("outputs", [])]
+    cells = sorted(node.cells, key=lambda cell: "cover" not in cell.metadata.get("tags", []))
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
     picture = next((bundle["image/png"] for bundle in data if "image/png" in bundle), None)
     return dict(name=name, title=title[1] if title else name, lead=lead[0] if lead else "", picture=picture)
+
+
+def write_course_map(notebooks, readme: Path = ROOT / "README.md", pictures: Path = ROOT / "docs" / "course") -> None:
+    """Renew the README's map of the course: of each notebook its title, a link and its cover."""
+    import nbformat
+    from PIL import Image
+
+    pictures.mkdir(parents=True, exist_ok=True)
+    fields = []
+    for path in map(Path, notebooks):
+        page = _summary(path.stem, nbformat.read(path, as_version=4))
+        cover = pictures / f"{path.stem}.png"
+        picture = Image.open(io.BytesIO(base64.b64decode(page["picture"]))).convert("RGB")
+        picture.thumbnail((400, 240))
+        picture.quantize(64).save(cover, optimize=True)
+        link, image = (os.path.relpath(target, readme.parent) for target in (path, cover))
+        fields.append(f"[{page['title']}]({link})<br><img src=\"{image}\" width=\"260\" alt=\"\">")
+    rows = [fields[i:i + 3] for i in range(0, len(fields), 3)]
+    table = ["| | | |", "| --- | --- | --- |", *("| " + " | ".join(row) + " |" for row in rows)]
+    before, rest = readme.read_text().split("<!-- course -->")
+    after = rest.split("<!-- /course -->")[1]
+    readme.write_text("\n".join([before + "<!-- course -->", *table, "<!-- /course -->" + after]))
