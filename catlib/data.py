@@ -64,51 +64,48 @@ def data_root(root: str | Path | None = None) -> Path:
 def load_data(name: str, root: str | Path | None = None) -> Data:
     """A dataset: "digits" (embedded, 8x8), "mnist", "fashion_mnist" or "cifar10".
 
-    The last three are read from ``<root>/<name>.npz`` (x_train, y_train, x_test, y_test; uint8 images,
-    channels last). If it is not there, torchvision downloads the data, which is kept in that form.
+    The last three are read from ``<root>/<name>.npz`` (x_train, y_train, x_test, y_test; uint8 images, channels last). If it
+    is not there, torchvision downloads the data, which is kept in that form.
 
-    Raises: ValueError: an unknown name, or a file that is damaged or is not such a dataset.
-        RuntimeError: not there, and the download failed.
+    Raises: ValueError: an unknown name, or a file that is damaged or is not such a dataset. RuntimeError: not there, and the
+        download failed.
     """
     if name not in CLASSES:
         raise ValueError(f"dataset is {name!r}; it must be one of {', '.join(CLASSES)}.")
     if name == "digits":
-        return _data(name, _digits())
+        return _data(name, *_digits())
     path = data_root(root) / f"{name}.npz"
     if not path.exists():
         _download(name, path)
     advice = f"Delete it, and load_data({name!r}) downloads it again; or put a whole copy in its place."
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in KEYS}
+            arrays = [archive[key] for key in KEYS]
     except Exception as error:  # a damaged archive can raise nearly anything
         raise ValueError(f"{path} is damaged or half-written ({error}). {advice}") from error
-    for split in ("train", "test"):
-        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"].reshape(-1)
+    for split, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
+        y = y.reshape(-1)
         fits = x.dtype == np.uint8 and x.ndim in (3, 4) and y.dtype.kind in "iu" and len(x) == len(y) > 0
         if not fits or not 0 <= y.min() <= y.max() < 10:
-            raise ValueError(f"{path} is not such a dataset: x_{split} {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; expected "
-                             f"uint8 (n, H, W) or (n, H, W, C) and integer labels (n,) in 0..9. {advice}")
-    return _data(name, arrays)
+            raise ValueError(f"{path} is not such a dataset: x_{split} {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; "
+                             f"expected uint8 (n, H, W) or (n, H, W, C) and integer labels (n,) in 0..9. {advice}")
+    return _data(name, *arrays)
 
 
-def _data(name: str, arrays: dict) -> Data:
-    def images(x):
-        x = torch.from_numpy(x)
-        return (x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)).contiguous()
-
-    x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
-    y_train, y_test = (torch.from_numpy(y.reshape(-1).astype(np.int64)) for y in (y_train, y_test))
-    return Data(name, images(x_train), y_train, images(x_test), y_test, CLASSES[name])
+def _data(name: str, *arrays: np.ndarray) -> Data:
+    x_train, x_test = ((x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)).contiguous()
+                       for x in map(torch.from_numpy, arrays[::2]))
+    y_train, y_test = (torch.from_numpy(y.reshape(-1).astype(np.int64)) for y in arrays[1::2])
+    return Data(name, x_train, y_train, x_test, y_test, CLASSES[name])
 
 
-def _digits() -> dict:
+def _digits() -> tuple[np.ndarray, ...]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     x, y = (digits.images[order] * (255 / 16)).round().astype(np.uint8), digits.target[order]
-    return {"x_train": x[:1437], "y_train": y[:1437], "x_test": x[1437:], "y_test": y[1437:]}
+    return x[:1437], y[:1437], x[1437:], y[1437:]
 
 
 def _download(name: str, path: Path) -> None:
@@ -119,9 +116,8 @@ def _download(name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             splits = [source(folder, train=train, download=True) for train in (True, False)]
-            arrays = [np.asarray(part) for split in splits for part in (split.data, split.targets)]
-            whole = Path(folder) / "whole.npz"
-            np.savez_compressed(whole, **dict(zip(KEYS, (a.astype(np.uint8) for a in arrays), strict=True)))
+            arrays = [np.asarray(part, np.uint8) for split in splits for part in (split.data, split.targets)]
+            np.savez_compressed(whole := Path(folder) / "whole.npz", **dict(zip(KEYS, arrays, strict=True)))
             os.replace(whole, path)
     except (OSError, RuntimeError) as error:
         raise RuntimeError(f"{path} does not exist, and downloading {name} failed ({error}). Put {name}.npz there, or set "
