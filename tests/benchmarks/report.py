@@ -6,6 +6,7 @@
 import csv
 import importlib.metadata
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def path(device):
     return ROOT / "data" / "results" / f"benchmarks_{device}.csv"
 
 
+def order(row):
+    """By row, then by measure, numbers as numbers."""
+    parts = re.split(r"(\d+)", row["measure"])
+    return not row["row"].isdigit(), row["row"], [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+
+
 def write(device, rows, header):
     file = path(device)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +44,7 @@ def write(device, rows, header):
         stream.writelines(f"# {line}\n" for line in header)
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (not row["row"].isdigit(), row["row"], row["measure"])))
+        writer.writerows(sorted(rows, key=order))
     return file
 
 
@@ -63,10 +70,11 @@ def table(rows):
     """The nine rows of bars, as lines of Markdown; then what each trick brings."""
     lines = ["| | what | measured | bar | met |", "| --- | --- | --- | --- | --- |"]
     for number, what in WHAT.items():
+        lines.append(f"| **{number}** | {what} | | | |")
         for row in (r for r in rows if r["row"] == number and r["bar"]):
             measured = f"{float(row['value']):.3g}" if row["value"] != "" else row["note"]
-            lines.append(f"| {number} | {what}: {row['measure']} | {measured} | {row['bar']} | {row['met']} |")
-    lines += ["", "| trick | time with over time without | note |", "| --- | --- | --- |"]
+            lines.append(f"| | {row['measure']} | {measured} | {row['bar']} | {row['met']} |")
+    lines += ["", "| what a trick brings | time with over time without | |", "| --- | --- | --- |"]
     lines += [f"| {r['measure']} | {float(r['value']):.2f} | {r['note']} |" for r in rows if r["row"] == "trick"]
     return lines
 
@@ -79,28 +87,28 @@ def plot(device):
     import matplotlib.pyplot as plt
 
     rows = read(device)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    attacks = sorted(
-        ((r["measure"], float(r["seconds"]), r["robust_accuracy"]) for r in rows if r["row"] == "attack"),
-        key=lambda attack: -attack[1],
-    )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    shown = ("catlib", "catlib, compiled", "hand-written", "torchattacks", "foolbox", "ART")
+    attacks = [(r["measure"], float(r["seconds"]), r["robust_accuracy"]) for r in rows if r["row"] == "attack"]
+    attacks = sorted((attack for attack in attacks if attack[0] in shown), key=lambda attack: -attack[1])
     bars = left.barh(
         [name for name, _, _ in attacks],
         [seconds for _, seconds, _ in attacks],
         color=["C1" if name.startswith("catlib") else "0.7" for name, _, _ in attacks],
     )
-    left.bar_label(bars, [f" {float(robust):.1%} robust" for _, _, robust in attacks], fontsize=8)
-    left.set(xlabel="seconds (CPU time)", title="PGD-20 on 128 MNIST images, cnn", xlim=(0, 1.3 * attacks[0][1]))
+    left.bar_label(bars, [f" {float(robust):.1%} stay right" for _, _, robust in attacks], fontsize=8)
+    left.set(xlabel="seconds of CPU time", title="PGD-20 on 128 MNIST images, cnn", xlim=(0, 1.35 * attacks[0][1]))
     lines = {}
     for r in rows:
         if r["row"] == "sampling":
             name, n = r["measure"].rsplit(", n = ", 1)
             lines.setdefault(name, []).append((float(n), float(r["seconds"]) * 1e3))
-    for name, points in lines.items():
+    for name, points in sorted(lines.items(), key=lambda line: -max(line[1])[1]):
         ours = name.startswith("catlib")
+        name = {"catlib, tree": "catlib, 1 class", "catlib, plain form": "catlib, 1 class, plain form"}.get(name, name)
         right.loglog(*zip(*sorted(points), strict=True), "o-" if ours else "s--", label=name, ms=4, lw=2 if ours else 1)
-    right.set(xlabel="examples n", ylabel="milliseconds a step", title="draw 256 by weight, without replacement")
-    right.legend(fontsize=8)
+    right.set(xlabel="examples n", ylabel="milliseconds of CPU time a step", title="Draw 256 by weight, each once")
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     file = ROOT / "docs" / f"benchmarks_{device}.png"
@@ -115,7 +123,7 @@ def fill_readme(device):
     file, mark = ROOT / "README.md", ("<!-- benchmarks -->", "<!-- /benchmarks -->")
     before, rest = file.read_text().split(mark[0])
     lines = [line[2:].strip() for line in path(device).read_text().splitlines() if line.startswith("# device")]
-    text = f"Measured on a {lines[0].removeprefix('device: ')}, by `make bench`; a ratio below 1 is faster than the peer.\n\n"
+    text = f"By `make bench`, on one {lines[0].removeprefix('device: ')}. A ratio below 1 is faster than the peer.\n\n"
     text += "\n".join(table(read(device))) + f"\n\n![Attacks side by side, and a sampling step](docs/benchmarks_{device}.png)\n"
     file.write_text(f"{before}{mark[0]}\n{text}{mark[1]}{rest.split(mark[1])[1]}")
 

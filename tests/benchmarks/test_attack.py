@@ -178,9 +178,7 @@ def test_resnet(benchmark, note, only_cpu):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         contenders["hand-written"]()
     spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    share = sum(t for key, t in spent.items() if key in ("aten::mkldnn_convolution", "aten::convolution_backward")) / sum(
-        spent.values()
-    )
+    share = sum(t for key, t in spent.items() if key in ("aten::mkldnn_convolution", "aten::convolution_backward")) / sum(spent.values())
     note(
         1,
         "ResNet-18, batch 64, eager over hand-written",

@@ -59,9 +59,7 @@ def test_evaluation(benchmark, note, mnist, robust_cnn, share):
     hook.remove()
     survivors = first[:, 0] == RESTARTS
     # a look at every image, whole restarts while it lasts, and the iterates up to the one that breaks it
-    needed = len(x) + sum(
-        (restart.clamp(0) * (STEPS + 1) + (step + 1) * (0 <= restart < RESTARTS)).item() for restart, step in first
-    )
+    needed = len(x) + sum((restart.clamp(0) * (STEPS + 1) + (step + 1) * (0 <= restart < RESTARTS)).item() for restart, step in first)
     run = SideBySide(
         benchmark,
         {

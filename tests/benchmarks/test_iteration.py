@@ -19,9 +19,7 @@ RESNET = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
 def trainings(data, model, attack, k, **settings):
     """AT and CAT from the same weights, as functions that do one iteration."""
     for name, sampler in (("AT", catlib.UniformSampler), ("CAT", catlib.CaseSampler)):
-        training = catlib.Training(
-            copy.deepcopy(model), data, sampler(data.y_train.to(settings["device"]), k), attack, **settings
-        )
+        training = catlib.Training(copy.deepcopy(model), data, sampler(data.y_train.to(settings["device"]), k), attack, **settings)
         yield name, training
 
 
@@ -86,9 +84,7 @@ def test_cuda_training(benchmark, note, cuda, request, k, bar):
     data = request.getfixturevalue("cifar10").to("cuda")
     model = catlib.build_model("resnet18", data)
     training = dict(trainings(data, model, catlib.PGD(**RESNET), k, device="cuda", compile=True))["CAT"]
-    eager = catlib.Training(
-        copy.deepcopy(model), data, catlib.UniformSampler(data.y_train, k), catlib.PGD(**RESNET), device="cuda"
-    )
+    eager = catlib.Training(copy.deepcopy(model), data, catlib.UniformSampler(data.y_train, k), catlib.PGD(**RESNET), device="cuda")
     run = SideBySide(
         benchmark,
         {
@@ -152,9 +148,7 @@ def test_cuda_precision(benchmark, note, device, request):
         pytest.skip(report.OPEN)
     data = request.getfixturevalue("cifar10").to("cuda")
     model = catlib.build_model("resnet18", data)
-    training = catlib.Training(
-        model, data, catlib.UniformSampler(data.y_train), catlib.PGD(**RESNET), iterations=400, device="cuda"
-    )
+    training = catlib.Training(model, data, catlib.UniformSampler(data.y_train), catlib.PGD(**RESNET), iterations=400, device="cuda")
     benchmark.pedantic(lambda: [None for _ in training], rounds=1)
     x, y = data.test(slice(5000))
 
@@ -181,7 +175,5 @@ def test_cuda_cat_over_at(benchmark, note, cuda, request):
     torch._dynamo.reset()
     data = request.getfixturevalue("cifar10").to("cuda")
     both = dict(trainings(data, catlib.build_model("resnet18", data), catlib.PGD(**RESNET), 128, device="cuda", compile=True))
-    run = SideBySide(
-        benchmark, {name: lambda t=training: next(t) for name, training in both.items()}, rounds=25, device="cuda", warm=6
-    )
+    run = SideBySide(benchmark, {name: lambda t=training: next(t) for name, training in both.items()}, rounds=25, device="cuda", warm=6)
     note(9, "ResNet-18, PGD-10, compiled", run.ratio("CAT", "AT"), "<=1.01", seconds=run.seconds("CAT"), rounds=run.rounds)
