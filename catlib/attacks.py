@@ -62,18 +62,16 @@ class PGD:
 
     def __post_init__(self):
         for name, low in (("steps", 0), ("restarts", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < low:
+            if not isinstance(value := getattr(self, name), Integral) or value < low:
                 raise ValueError(f"{name} is {value!r}; it must be an integer of at least {low}.")
         if self.step_size is None and isinstance(self.epsilon, Real):
             object.__setattr__(self, "step_size", 2.5 * self.epsilon / max(self.steps, 1))
         for name in ("epsilon", "step_size"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= value < float("inf"):
+            if not isinstance(value := getattr(self, name), Real) or not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0, in units of images in [0, 1].")
         for name, allowed in (("rule", RULES), ("norm", NORMS), ("batch_norm", BATCH_NORM_MODES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"restarts is {self.restarts} with random_start=False: all restarts would be the same; use 1.")
 
@@ -85,47 +83,41 @@ class PGD:
         with _attacking(model, images, labels, self, check) as (gradient, logits_of):
             generator = generator or _fresh(images.device)
             folded = max(1, min(self.restarts, self.batch_size // max(len(images), 1)))
-            rows = torch.arange(len(images), device=images.device)
             worst, worst_loss = images.clone(), images.new_full((len(images),), -torch.inf)
             for first in range(0, self.restarts if len(images) else 0, folded):
                 count = min(folded, self.restarts - first)
                 x, y = images.repeat(count, 1, 1, 1), labels.long().repeat(count)
-                adversarial = self._start(x, generator)
-                move = self._stepper(x)
+                adversarial, move = self._start(x, generator), self._stepper(x)
                 step = compiled_step(model, move, y) if self.compile else None
                 for _ in range(self.steps):
                     adversarial = step(adversarial) if step else move(adversarial, gradient(adversarial, y)[0])
                 if self.restarts == 1:
                     return adversarial
-                loss = F.cross_entropy(logits_of(adversarial), y, reduction="none").view(count, -1).max(0)
-                candidate = adversarial.view(count, *images.shape)[loss.indices, rows]
-                larger = loss.values > worst_loss
-                worst[larger], worst_loss[larger] = candidate[larger], loss.values[larger].to(worst_loss)
+                losses = F.cross_entropy(logits_of(adversarial), y, reduction="none").to(worst_loss)
+                for candidate, loss in zip(adversarial.chunk(count), losses.chunk(count), strict=True):
+                    larger = loss > worst_loss
+                    worst[larger], worst_loss[larger] = candidate[larger], loss[larger]
             return worst
 
-    def attack_until_broken(self, model: nn.Module, images: Tensor, labels: Tensor, *,
-                            generator: torch.Generator | None = None,
+    def attack_until_broken(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None,
                             batch_size: int | None = None) -> tuple[Tensor, Tensor]:
         """Attack each image until any iterate of any restart is misclassified.
 
-        The survivors of all images are packed into full batches before every step, so a pass is spent on
-        nothing else. Starts are drawn for every image at every restart, broken or not: a verdict does not
-        depend on who else survives.
+        The survivors are packed into full batches before every step, so a pass is spent on nothing else. Starts are drawn for
+        every image at every restart, broken or not: a verdict does not depend on who else survives.
 
         Returns: adversarial images (B, C, H, W), and the verdict (B,): True where the model was broken.
         """
         with _attacking(model, images, labels, self) as (gradient, logits_of):
             generator, batch_size = generator or _fresh(images.device), batch_size or self.batch_size
-            worst = images.clone()
-            broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+            worst, broken = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
             if not len(images):
                 return worst, broken
             for part in torch.arange(len(images), device=images.device).split(batch_size):
                 broken[part] = logits_of(images[part]).argmax(1) != labels[part]
             for _ in range(self.restarts):
-                start = self._start(images, generator)
                 alive = (~broken).nonzero().squeeze(1)
-                current = start[alive]
+                current = self._start(images, generator)[alive]
                 for step in range(self.steps + 1):
                     if not len(alive):
                         break  # not every model takes an empty batch
@@ -185,9 +177,12 @@ def _fresh(device: torch.device) -> torch.Generator:
 def _attacking(model: nn.Module, images: Tensor, labels: Tensor, attack: PGD, check: bool = True):
     """Check the batch, lend the frozen model in attack mode, and hand it back exactly as it was."""
     top = check_batch(images, labels) if check else -1
-    modules = [(m, m.training) for m in model.modules()]
-    norms = [m for m, _ in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked, frozen = [m.track_running_stats for m in norms], [p for p in model.parameters() if p.requires_grad]
+    changes = [(module, "training", False) for module in model.modules()]
+    changes += [(parameter, "requires_grad", False) for parameter in model.parameters() if parameter.requires_grad]
+    if attack.batch_norm == "train":
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        changes += [(norm, *change) for norm in norms for change in (("training", True), ("track_running_stats", False))]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
 
     def forward(x):
         logits = model(x)
@@ -204,22 +199,13 @@ def _attacking(model: nn.Module, images: Tensor, labels: Tensor, attack: PGD, ch
             return torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)[0], logits.detach()
 
     try:
-        for module, _ in modules:
-            module.training = False
-        if attack.batch_norm == "train":
-            for norm in norms:
-                norm.training, norm.track_running_stats = True, False
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for owner, name, value in changes:
+            setattr(owner, name, value)
         with first_layers(model, images.device), torch.inference_mode(False), torch.no_grad():
             yield gradient, forward
     finally:
-        for module, mode in modules:
-            module.training = mode
-        for norm, track in zip(norms, tracked, strict=True):
-            norm.track_running_stats = track
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def check_batch(images: Tensor, labels: Tensor) -> int:
