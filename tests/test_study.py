@@ -286,3 +286,8 @@ def test_the_rivals_go_on_from_a_checkpoint_as_if_nothing_had_happened(crafting)
     for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert isinstance(whole, FreeTraining) == (crafting == "free")
+
+
+def test_deviations_are_those_of_the_pixels(real_data, digits):
+    for data in (digits, real_data):
+        assert study.configuration()["deviations"][data.name] == round(data.x_train[:5000].double().std().item() / 255, 4)

@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from catlib import accuracy, load_data, robust_accuracy
+from catlib import accuracy, robust_accuracy
 from catlib.data import ROOT
 
 from .runs import Trial, build_training, is_done, provenance, run, write_json, write_whole
@@ -67,7 +67,7 @@ def configuration() -> dict:
 
 
 def profiles() -> list[str]:
-    return [name for name in configuration() if name != "arms"]
+    return [name for name in configuration() if name not in ("arms", "deviations")]
 
 
 def pieces_of(profile: str, scale: str = "full") -> list[Piece]:
@@ -101,7 +101,7 @@ def pieces_of(profile: str, scale: str = "full") -> list[Piece]:
 def make_trial(settings: dict, tiny: dict) -> Trial:
     """A trial from settings that may scale its epsilon ("scaled", "normalised") or give its step in epsilons ("step")."""
     settings = dict(settings)
-    factor = settings.pop("scaled", 1) * (deviation(settings["dataset"]) if settings.pop("normalised", False) else 1)
+    factor = settings.pop("scaled", 1) * (configuration()["deviations"][settings["dataset"]] if settings.pop("normalised", False) else 1)
     if factor != 1:
         settings["epsilon"] = round(settings["epsilon"] * factor, 6)
     if "step" in settings:
@@ -111,12 +111,6 @@ def make_trial(settings: dict, tiny: dict) -> Trial:
         settings |= {key: value for key, value in tiny.items() if key != "steps" or settings.get("steps", 10) > value}
         settings |= {"sampling_number": k, "final_restarts": min(settings.get("final_restarts", 0), 2)}
     return Trial(**settings)
-
-
-@lru_cache
-def deviation(dataset: str) -> float:
-    """Standard deviation of the pixels, by which an epsilon in normalised units is smaller than it looks."""
-    return round(load_data(dataset).x_train[:5000].double().std().item() / 255, 4)
 
 
 def study(
