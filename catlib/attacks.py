@@ -81,7 +81,6 @@ class PGD:
         if self.early_stop:
             return self.attack_until_broken(model, images, labels, generator=generator)[0]
         with _attacking(model, images, labels, self, check) as (gradient, logits_of):
-            generator = generator or _fresh(images.device)
             folded = max(1, min(self.restarts, self.batch_size // max(len(images), 1)))
             worst, worst_loss = images.clone(), images.new_full((len(images),), -torch.inf)
             for first in range(0, self.restarts if len(images) else 0, folded):
@@ -109,34 +108,30 @@ class PGD:
         Returns: adversarial images (B, C, H, W), and the verdict (B,): True where the model was broken.
         """
         with _attacking(model, images, labels, self) as (gradient, logits_of):
-            generator, batch_size = generator or _fresh(images.device), batch_size or self.batch_size
+            batch_size = batch_size or self.batch_size
             worst, broken = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
-            if not len(images):
-                return worst, broken
-            for part in torch.arange(len(images), device=images.device).split(batch_size):
-                broken[part] = logits_of(images[part]).argmax(1) != labels[part]
-            for _ in range(self.restarts):
+            for restart in range(self.restarts + 1):  # at first, the images themselves
+                steps, start = (self.steps, self._start(images, generator)) if restart else (0, images)
                 alive = (~broken).nonzero().squeeze(1)
-                current = self._start(images, generator)[alive]
-                for step in range(self.steps + 1):
+                current = start[alive]
+                for step in range(steps + 1):
                     if not len(alive):
                         break  # not every model takes an empty batch
-                    kept = []
-                    for part in torch.arange(len(alive), device=images.device).split(batch_size):
-                        ids, adversarial = alive[part], current[part]
-                        last = step == self.steps
+                    last, kept = step == steps, []
+                    for ids, adversarial in zip(alive.split(batch_size), current.split(batch_size), strict=True):
                         slope, logits = (None, logits_of(adversarial)) if last else gradient(adversarial, labels[ids].long())
                         right = logits.argmax(1) == labels[ids]
                         worst[ids], broken[ids] = adversarial, ~right
                         if not last:
                             kept.append(self._stepper(images[ids[right]])(adversarial[right], slope[right]))
-                    alive = alive[~broken[alive]]
-                    current = torch.cat(kept) if kept else current[:0]
+                    alive, current = alive[~broken[alive]], current if last else torch.cat(kept)
             return worst, broken
 
     def _start(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         if not self.random_start:
             return images.clone()
+        if generator is None:
+            (generator := torch.Generator(images.device)).seed()
         noise = torch.empty_like(images)
         if self.norm == "linf":
             return noise.uniform_(-self.epsilon, self.epsilon, generator=generator).add_(images).clamp_(0, 1)
@@ -166,11 +161,6 @@ def _length(x: Tensor) -> Tensor:
 def _unit(x: Tensor) -> Tensor:
     # first by the largest entry: the square of a small gradient underflows
     return x / (scale := x.abs().amax((1, 2, 3), keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)) / _length(x / scale)
-
-
-def _fresh(device: torch.device) -> torch.Generator:
-    (generator := torch.Generator(device)).seed()
-    return generator
 
 
 @contextmanager

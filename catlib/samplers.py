@@ -97,10 +97,9 @@ class CaseSampler(_BatchSampler):
                  tree: bool | None = None, seed: int = 0):
         super().__init__(labels, sampling_number, seed)
         self.alpha, self.log_weight = alpha, log_weight
-        labels = torch.as_tensor(labels).long() if class_balanced else torch.zeros(self.n, dtype=torch.long, device=self.device)
-        counts = torch.bincount(labels)
-        groups = labels if counts.all() else ((counts > 0).cumsum(0) - 1)[labels]
-        self._counts, self._draws, self._divisor, self._forest = counts[counts > 0].cpu().numpy(), 0, 1.0, None
+        labels = torch.as_tensor(labels).long()
+        _, groups, counts = (labels if class_balanced else labels * 0).unique(return_inverse=True, return_counts=True)
+        self._counts, self._draws, self._divisor, self._forest = counts.cpu().numpy(), 0, 1.0, None
         if tree is None:
             tree = self.device.type == "cpu" and self.n >= TREE_FROM and log_weight is None
         if tree:
