@@ -44,16 +44,12 @@ class Data:
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """The usual augmentation of CIFAR-10, on the device: every image shifted by up to ``padding`` pixels, half mirrored."""
-    n, _, height, width = images.shape
-
-    def draw(high):
-        return torch.randint(high, (n, 1), generator=generator, device=images.device)
-
-    rows = draw(2 * padding + 1) + torch.arange(height, device=images.device)
-    columns = draw(2 * padding + 1) + torch.arange(width, device=images.device)
-    columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+    (n, _, height, width), device, shifts = images.shape, images.device, 2 * padding + 1
+    down, right, mirror = (torch.randint(high, (n, 1), generator=generator, device=device) for high in (shifts, shifts, 2))
+    rows, columns = down + torch.arange(height, device=device), right + torch.arange(width, device=device)
+    columns = torch.where(mirror.bool(), columns.flip(1), columns)
     padded = torch.nn.functional.pad(images, [padding] * 4)
-    return padded[torch.arange(n, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    return padded[torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -72,9 +68,23 @@ def load_data(name: str, root: str | Path | None = None) -> Data:
     """
     if name not in CLASSES:
         raise ValueError(f"dataset is {name!r}; it must be one of {', '.join(CLASSES)}.")
-    if name == "digits":
-        return _data(name, *_digits())
-    path = data_root(root) / f"{name}.npz"
+    arrays = _digits() if name == "digits" else _read(name, data_root(root) / f"{name}.npz")
+    x_train, x_test = ((x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)).contiguous()
+                       for x in map(torch.from_numpy, arrays[::2]))
+    y_train, y_test = (torch.from_numpy(y.reshape(-1).astype(np.int64)) for y in arrays[1::2])
+    return Data(name, x_train, y_train, x_test, y_test, CLASSES[name])
+
+
+def _digits() -> list[np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    x, y = (digits.images[order] * (255 / 16)).round().astype(np.uint8), digits.target[order]
+    return [x[:1437], y[:1437], x[1437:], y[1437:]]
+
+
+def _read(name: str, path: Path) -> list[np.ndarray]:
     if not path.exists():
         _download(name, path)
     advice = f"Delete it, and load_data({name!r}) downloads it again; or put a whole copy in its place."
@@ -89,23 +99,7 @@ def load_data(name: str, root: str | Path | None = None) -> Data:
         if not fits or not 0 <= y.min() <= y.max() < 10:
             raise ValueError(f"{path} is not such a dataset: x_{split} {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; "
                              f"expected uint8 (n, H, W) or (n, H, W, C) and integer labels (n,) in 0..9. {advice}")
-    return _data(name, *arrays)
-
-
-def _data(name: str, *arrays: np.ndarray) -> Data:
-    x_train, x_test = ((x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)).contiguous()
-                       for x in map(torch.from_numpy, arrays[::2]))
-    y_train, y_test = (torch.from_numpy(y.reshape(-1).astype(np.int64)) for y in arrays[1::2])
-    return Data(name, x_train, y_train, x_test, y_test, CLASSES[name])
-
-
-def _digits() -> tuple[np.ndarray, ...]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    x, y = (digits.images[order] * (255 / 16)).round().astype(np.uint8), digits.target[order]
-    return x[:1437], y[:1437], x[1437:], y[1437:]
+    return arrays
 
 
 def _download(name: str, path: Path) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .attacks import PGD, check_batch
 
+NO_IMAGES = "there are no images to judge the model by."
+
 
 @contextmanager
 def _evaluating(model: nn.Module, images: Tensor):
@@ -25,16 +27,11 @@ def _evaluating(model: nn.Module, images: Tensor):
             module.training = mode
 
 
-def _check(images: Tensor, labels: Tensor) -> None:
-    if not len(images):
-        raise ValueError("there are no images to judge the model by.")
-    check_batch(images, labels)
-
-
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 1000) -> float:
     """Share of the images (n, C, H, W) in [0, 1] that are classified as their labels (n,), in eval mode, float32."""
-    _check(images, labels)
+    if check_batch(images, labels) < 0:
+        raise ValueError(NO_IMAGES)
     with _evaluating(model, images):
         right = [model(x).argmax(1) == y for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
     return torch.cat(right).double().mean().item()
@@ -54,7 +51,8 @@ def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, attack: Ca
         batch_size: images in one forward pass.
         seed: of the random starts; an attack that draws from torch's global state gets it forked and seeded.
     """
-    _check(images, labels)
+    if check_batch(images, labels) < 0:
+        raise ValueError(NO_IMAGES)
     generator = torch.Generator(images.device).manual_seed(seed)
     # survivors are packed over many batches; the images of one chunk are held in memory at once
     chunk, verdicts = 16 * batch_size if isinstance(attack, PGD) else batch_size, []
@@ -62,10 +60,8 @@ def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, attack: Ca
         torch.manual_seed(seed)
         for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
             if isinstance(attack, PGD):
-                verdicts.append(~attack.attack_until_broken(model, x, y, generator=generator, batch_size=batch_size)[1])
-                continue
-            right = model(x).argmax(1) == y
-            if right.any():
+                right = ~attack.attack_until_broken(model, x, y, generator=generator, batch_size=batch_size)[1]
+            elif (right := model(x).argmax(1) == y).any():
                 with torch.enable_grad():
                     adversarial = attack(model, x[right], y[right]).detach()
                 right[right.clone()] = model(adversarial).argmax(1) == y[right]

@@ -80,11 +80,11 @@ class CaseSampler(_BatchSampler):
     Args:
         labels: (n,) integers; the sampler lives on their device.
         sampling_number: adversarial examples an iteration draws; at most n.
-        alpha: of Eq. 4, in [0, 1]; may be set while training runs.
+        alpha: of Eq. 4, in [0, 1].
         class_balanced: give every class the same share; what remains goes round from batch to batch, and what a class cannot
             give, being too small, goes to the others.
-        temperature: a positive number, or "auto": the standard deviation of the current weights, renewed once a pass over
-            the data (1 during the first), which keeps the draw independent of the logits' scale.
+        temperature: a positive number, where a large one draws uniformly, or "auto": the standard deviation of the current
+            weights, renewed once a pass over the data (1 during the first), so that the logits' scale does not matter.
         log_weight: for ablations: maps the weights w (n,) to other log weights (n,).
         tree: draw by the sum tree (O(log n) an example, on a CPU), not one sort of all; the law is the same. None: by size.
         seed: of the draws.
@@ -109,28 +109,15 @@ class CaseSampler(_BatchSampler):
             self._weights, self._groups = torch.ones(self.n, device=self.device), groups
         self.temperature = temperature
 
-    @property
-    def alpha(self) -> float:
-        """Of Eq. 4; in [0, 1]."""
-        return self._alpha
-
-    @alpha.setter
-    def alpha(self, alpha: float) -> None:
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}; it must lie in [0, 1] (Eq. 4).")
-        self._alpha = alpha
-
-    @property
-    def temperature(self) -> float | str:
-        """A positive number, or "auto"; a large one draws uniformly. May be set while training runs."""
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, temperature: float | str) -> None:
-        if temperature != "auto" and not (isinstance(temperature, Real) and 0 < temperature < float("inf")):
-            raise ValueError(f"temperature is {temperature!r}; it must be a positive number or 'auto'.")
-        self._temperature = temperature
-        self._set_divisor(self._deviation() if temperature == "auto" else temperature)
+    def __setattr__(self, name: str, value) -> None:
+        """``alpha`` and ``temperature`` may be set while training runs, and are checked then too."""
+        if name == "alpha" and not 0 <= value <= 1:
+            raise ValueError(f"alpha is {value}; it must lie in [0, 1] (Eq. 4).")
+        if name == "temperature" and value != "auto" and not (isinstance(value, Real) and 0 < value < float("inf")):
+            raise ValueError(f"temperature is {value!r}; it must be a positive number or 'auto'.")
+        super().__setattr__(name, value)
+        if name == "temperature":
+            self._set_divisor(self._deviation() if value == "auto" else value)
 
     @property
     def weights(self) -> Tensor:
@@ -220,7 +207,7 @@ class CaseSampler(_BatchSampler):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.alpha, self._temperature, self._draws = state["alpha"], state["temperature"], state["draws"]
+        self.alpha, self.temperature, self._draws = state["alpha"], state["temperature"], state["draws"]
         if self._forest:
             self._forest.set_weights(state["weights"].numpy())
         else:
