@@ -13,7 +13,7 @@ import torch
 
 from catlib import PGD, UniformSampler, build_model, load_data
 from catlib.lab import study
-from catlib.lab.baselines import NFGSM, FreeTraining
+from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
 from catlib.lab.runs import Trial, build_training, is_done, records_of, run
 
 TIMES = ["seconds"]
@@ -247,6 +247,22 @@ def test_n_fgsm_is_noise_and_one_signed_step_without_projection():
     torch.testing.assert_close(adversarial, (start.detach() + 0.1 * start.grad.sign()).clamp(0, 1))
     moved = (adversarial - images).abs().max()
     assert 0.2 < moved <= 0.3 + 1e-6, "noise of 2 epsilon and a step of 1 are not projected back"
+
+
+def test_the_gradient_of_the_mean_is_that_of_the_example_over_the_size_of_the_batch():
+    images, labels = load_data("digits").train(slice(64))
+    model = build_model("cnn", load_data("digits")).double()
+    images = images.double()
+    start = images.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(model(start), labels, reduction="sum").backward()
+    once = BatchMean(0.1, steps=1)(model, images, labels)
+    torch.testing.assert_close(once, (images + (start.grad / 64).clamp(-0.1, 0.1)).clamp(0, 1))
+    far = BatchMean(0.01, steps=20)(model, images, labels)
+    assert (far - images).abs().max() <= 0.01 + 1e-12
+    assert model.training and not far.requires_grad
+    trial = Trial(crafting="batch mean", evaluation_rule="batch mean", epsilon=0.3, steps=5)
+    assert build_training(trial).attack == BatchMean(0.3, 5)
+    assert trial.judge() == BatchMean(0.3, 20)
 
 
 def free(steps=3, iterations=12):

@@ -28,7 +28,7 @@ from catlib import PGD, CaseSampler, Training, UniformSampler, accuracy, build_m
 from catlib.data import ROOT
 
 METHODS = ("AT", "CAT")
-CRAFTING = ("pgd", "n-fgsm", "free")
+CRAFTING = ("pgd", "n-fgsm", "free", "batch mean")
 UNIFORM = 1e12  # a temperature at which all weights count the same
 
 
@@ -76,7 +76,7 @@ class Trial:
     norm: str = "linf"
     batch_norm: str = "eval"
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
-    crafting: str = "pgd"  # or a cheap rival (catlib.lab.baselines): "n-fgsm"; "free", whose replays are ``steps``
+    crafting: str = "pgd"  # or a cheap rival (catlib.lab.baselines): "n-fgsm"; "free", whose replays are ``steps``; or "batch mean"
     # the update
     optimizer: str = "sgd"
     learning_rate: float = 0.05
@@ -88,7 +88,7 @@ class Trial:
     evaluation_size: int = 500
     evaluation_steps: int = 20
     evaluation_epsilon: float | None = None  # None is that of training
-    evaluation_rule: str = "sign"
+    evaluation_rule: str = "sign"  # a rule of PGD, or "batch mean"
     final_restarts: int = 0  # PGD-20 with so many restarts on the whole test set at the end; 0 is none
     final_size: int | None = None  # the first so many test images instead
     # the machine
@@ -112,9 +112,12 @@ class Trial:
     def attack(self) -> PGD:
         return PGD(self.epsilon, self.step_size, self.steps, self.restarts, rule=self.rule, norm=self.norm, batch_norm=self.batch_norm)
 
-    def judge(self, restarts: int = 1) -> PGD:
+    def judge(self, restarts: int = 1) -> Callable:
         """The attack of the evaluations."""
         epsilon = self.epsilon if self.evaluation_epsilon is None else self.evaluation_epsilon
+        if self.evaluation_rule == "batch mean":
+            from .baselines import BatchMean
+            return BatchMean(epsilon, self.evaluation_steps)
         return PGD(epsilon, steps=self.evaluation_steps, restarts=restarts, rule=self.evaluation_rule, norm=self.norm)
 
 
@@ -140,9 +143,10 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
                                                         anneal_strategy="linear", cycle_momentum=False)
     kind, attack = Training, trial.attack()
     if trial.crafting != "pgd":
-        from .baselines import NFGSM, FreeTraining
-        free = trial.crafting == "free"
-        kind, attack = (FreeTraining, attack) if free else (Training, NFGSM(trial.epsilon, trial.step_size or trial.epsilon))
+        from .baselines import NFGSM, BatchMean, FreeTraining
+        kind = FreeTraining if trial.crafting == "free" else Training
+        attack = {"free": attack, "n-fgsm": NFGSM(trial.epsilon, trial.step_size or trial.epsilon),
+                  "batch mean": BatchMean(trial.epsilon, trial.steps)}[trial.crafting]
     return kind(model, data, sampler, attack, optimizer, scheduler=scheduler, iterations=trial.iterations,
                     evaluate_every=trial.evaluate_every, evaluation_size=trial.evaluation_size,
                     evaluation_attack=trial.judge(),
