@@ -87,15 +87,10 @@ def test_at_and_cat_differ_in_the_sampler_alone():
 
 
 def test_an_epsilon_can_be_scaled_and_a_step_given_in_epsilons(monkeypatch):
-    monkeypatch.setattr(study, "deviation", lambda dataset: 0.25)
+    monkeypatch.setitem(study.configuration()["deviations"], "mnist", 0.25)
     assert study.make_trial({"dataset": "mnist", "epsilon": 0.3, "scaled": 0.5}, {}).epsilon == 0.15
     assert study.make_trial({"dataset": "mnist", "epsilon": 0.3, "normalised": True}, {}).epsilon == 0.075
     assert study.make_trial({"dataset": "mnist", "epsilon": 0.2, "step": 1.25}, {}).step_size == 0.25
-
-
-def test_the_deviation_is_that_of_the_pixels():
-    pixels = load_data("digits").train()[0]
-    assert study.deviation("digits") == pytest.approx(pixels.std().item(), abs=1e-4)
 
 
 def test_new_settings_keep_the_ids_of_old_runs():
