@@ -17,9 +17,9 @@ import pandas as pd
 
 from catlib.data import ROOT
 
-from .figures import COSTS, PAPER, costs, paper_table, ratio_interval, speed_table
+from .figures import COLOURS, COSTS, PAPER, costs, curves, measured, paper_table, ratio_interval, speed_table, use_style
 from .runs import write_whole
-from .study import Piece, pieces_of, profiles
+from .study import RESULTS, Piece, pieces_of, profiles
 
 README = ROOT / "README.md"
 KEYS = ["table", "sampling_number", "baseline", "arm"]
@@ -595,3 +595,7 @@ def write_pages(results: Path) -> None:
         path = README if name.startswith("..") else results / name
         write_whole(path, text.encode())
         print(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    if (race := measured("cpu_mnist_tables", results)) is not None and results == RESULTS:
+        use_style()
+        axes = curves(race[race.method.isin(COLOURS)])
+        axes[0].figure.savefig(ROOT / "docs" / "mnist_race.png", dpi=110)
