@@ -14,10 +14,9 @@ from .kernels.step import compiled_step
 RULES, NORMS, BATCH_NORM_MODES = ("sign", "gradient"), ("linf", "l2"), ("eval", "train")
 
 
-def pgd(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, step_size: float | None = None,
-        steps: int, restarts: int = 1, random_start: bool = True, rule: str = "sign", norm: str = "linf",
-        batch_norm: str = "eval", early_stop: bool = False, batch_size: int = 512,
-        generator: torch.Generator | None = None) -> Tensor:
+def pgd(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, step_size: float | None = None, steps: int,
+        restarts: int = 1, random_start: bool = True, rule: str = "sign", norm: str = "linf", batch_norm: str = "eval",
+        early_stop: bool = False, batch_size: int = 512, generator: torch.Generator | None = None) -> Tensor:
     r"""Eq. 2: $\delta^j = \mathrm{Proj}_\epsilon(\delta^{j-1} + \eta\,\mathrm{sign}\,\nabla_\delta L(F(x+\delta^{j-1}), y))$.
 
     Args:
@@ -32,11 +31,9 @@ def pgd(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, ste
         rule: "sign", the usual step (l2: the normalised gradient), or "gradient", Eq. 2 exactly as printed,
             which adds the raw gradient of an example's own loss and has no step size.
         batch_norm: mode of batch norm during the attack; "train" uses the batch's statistics, stores none.
-        early_stop: for evaluation. An example stops at the first iterate that is misclassified, and no
-            further pass is spent on it; one that is misclassified already comes back as it is.
+        early_stop: for evaluation: an example stops, and costs no more, at its first misclassified iterate, the image included.
         batch_size: images in one forward pass, at most, when restarts or survivors are packed together.
         generator: where random starts come from; None takes fresh entropy. Never the global state.
-
     Returns: adversarial images, detached, shaped like ``images``, in the ball and in [0, 1].
     Raises: ValueError, TypeError: for any argument outside what is written here; nothing was changed.
     """
@@ -185,8 +182,8 @@ def _attacking(model: nn.Module, images: Tensor, labels: Tensor, attack: PGD, ch
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = forward(x)
-            # the sum keeps every example's gradient its own, whatever the size of the batch
-            return torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)[0], logits.detach()
+            loss = F.cross_entropy(logits, y, reduction="sum")  # a sum: each gradient is its example's own, in any batch
+            return torch.autograd.grad(loss, x)[0], logits.detach()
 
     try:
         for owner, name, value in changes:
@@ -206,16 +203,14 @@ def check_batch(images: Tensor, labels: Tensor) -> int:
         raise TypeError(f"images are {images.dtype}; they must be float32 or float64 in [0, 1] (for bytes: images.float() / 255; "
                         f"for speed, keep the images float32 and use torch.autocast).")
     if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} do not match; "
-                         f"they must be (B, C, H, W) and (B,).")
+        raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} must be (B, C, H, W) and (B,).")
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise TypeError(f"labels are {labels.dtype}; they must be integers in 0..K-1.")
     if images.numel() == 0:
         return -1
     low, high = (value.item() for value in images.aminmax())
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"pixels go from {low:.4g} to {high:.4g}; every one must be a number in [0, 1]. "
-                         f"Normalisation belongs into the model's first layer.")
+        raise ValueError(f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: normalise in the first layer.")
     first, top = (int(value.item()) for value in labels.aminmax())
     if first < 0:
         raise ValueError(f"a label is {first}; labels must lie in 0..K-1 (torch would silently ignore -100).")

@@ -63,8 +63,7 @@ def load_data(name: str, root: str | Path | None = None) -> Data:
     The last three are read from ``<root>/<name>.npz`` (x_train, y_train, x_test, y_test; uint8 images, channels last). If it
     is not there, torchvision downloads the data, which is kept in that form.
 
-    Raises: ValueError: an unknown name, or a file that is damaged or is not such a dataset. RuntimeError: not there, and the
-        download failed.
+    Raises: ValueError: an unknown name, or a file that is damaged or no such dataset. RuntimeError: the download failed.
     """
     if name not in CLASSES:
         raise ValueError(f"dataset is {name!r}; it must be one of {', '.join(CLASSES)}.")
@@ -77,7 +76,6 @@ def load_data(name: str, root: str | Path | None = None) -> Data:
 
 def _digits() -> list[np.ndarray]:
     from sklearn.datasets import load_digits
-
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     x, y = (digits.images[order] * (255 / 16)).round().astype(np.uint8), digits.target[order]
@@ -104,7 +102,6 @@ def _read(name: str, path: Path) -> list[np.ndarray]:
 
 def _download(name: str, path: Path) -> None:
     from torchvision import datasets
-
     source = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,22 +5,21 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attacks import PGD, check_batch
-
-NO_IMAGES = "there are no images to judge the model by."
 
 
 @contextmanager
 def _evaluating(model: nn.Module, images: Tensor):
     """Eval mode and full precision; every submodule's mode and the global random state are handed back."""
+    if not len(images):
+        raise ValueError("there are no images to judge the model by.")
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), \
-                torch.autocast(images.device.type, enabled=False):
+        devices = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(devices=devices), torch.autocast(images.device.type, enabled=False):
             yield
     finally:
         for module, mode in modes:
@@ -30,8 +29,7 @@ def _evaluating(model: nn.Module, images: Tensor):
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 1000) -> float:
     """Share of the images (n, C, H, W) in [0, 1] that are classified as their labels (n,), in eval mode, float32."""
-    if check_batch(images, labels) < 0:
-        raise ValueError(NO_IMAGES)
+    check_batch(images, labels)
     with _evaluating(model, images):
         right = [model(x).argmax(1) == y for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
     return torch.cat(right).double().mean().item()
@@ -47,12 +45,10 @@ def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, attack: Ca
     start is broken and not attacked.
 
     Args:
-        images, labels: (n, C, H, W) in [0, 1] and (n,).
-        batch_size: images in one forward pass.
+        images, labels: (n, C, H, W) in [0, 1] and (n,); ``batch_size`` of them go into one forward pass.
         seed: of the random starts; an attack that draws from torch's global state gets it forked and seeded.
     """
-    if check_batch(images, labels) < 0:
-        raise ValueError(NO_IMAGES)
+    check_batch(images, labels)
     generator = torch.Generator(images.device).manual_seed(seed)
     # survivors are packed over many batches; the images of one chunk are held in memory at once
     chunk, verdicts = 16 * batch_size if isinstance(attack, PGD) else batch_size, []
@@ -92,8 +88,8 @@ def check_model(model: nn.Module, images: Tensor) -> list[str]:
         if (logits >= 0).all() and torch.allclose(sums := logits.sum(1), torch.ones_like(sums), atol=1e-4):
             found.append("the output looks like probabilities, not logits: a second softmax flattens the gradient; "
                          "return what comes before the softmax.")
-        gradient = (torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1), reduction="sum"), x, allow_unused=True)[0]
-                    if logits.requires_grad else None)
+        gradient = None if not logits.requires_grad else torch.autograd.grad(
+            nn.functional.cross_entropy(logits, logits.argmax(1), reduction="sum"), x, allow_unused=True)[0]
         lost = 1.0 if gradient is None else (gradient.flatten(1).abs().amax(1) == 0).double().mean().item()
         if lost > 0.05:
             found.append(f"the loss has no gradient for {lost:.0%} of the images: PGD is blind there; look for rounding, detach, "

@@ -7,16 +7,13 @@ from torch import Tensor
 def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Eq. 3: $w = \max_{k \ne y} \log F(x+\delta)[k] - \log F(x+\delta)[y]$.
 
-    F is the softmax of the logits, and its normaliser is the same in both terms: the difference of
-    log-likelihoods is the difference of logits, exactly, with nothing to overflow. Negative where the
-    example is classified correctly; larger means less certain of the true class.
+    F is the softmax of the logits, and its normaliser is the same in both terms: the difference of log-likelihoods is that of
+    logits, exactly, with nothing to overflow. Negative where the example is right; larger: less certain of the true class.
 
     Args:
         logits: (B, K) with K > 1, on the adversarial examples. Half precision is raised to float32.
         labels: (B,), integers in 0..K-1.
-
-    Returns: (B,), detached.
-    Raises: ValueError: shapes or labels outside what is written here.
+    Returns: (B,), detached. Raises: ValueError: shapes or labels outside what is written here.
     """
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
         raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype} must be (B, K), K > 1, "
@@ -36,7 +33,6 @@ def smooth(previous: Tensor, gain: Tensor, alpha: float) -> Tensor:
         previous: $w_{t-1}$, any shape; half precision is raised to float32.
         gain: w of Eq. 3, of the same shape.
         alpha: in [0, 1]; 0 keeps the last gain alone, 1 never learns.
-
     Raises: ValueError: alpha outside [0, 1], or shapes that differ.
     """
     if not 0 <= alpha <= 1:

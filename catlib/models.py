@@ -24,8 +24,8 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
     """A new classifier for these data: images (B, C, H, W) in [0, 1] to logits (B, K), on the CPU.
 
     Args:
-        name: "cnn", two strided convolutions and two linear layers; or "resnet18", torchvision's (He et al.,
-            CVPR 2016) with the 3x3 stem, without pooling, that 28- and 32-pixel images need.
+        name: "cnn", two strided convolutions and two linear layers; or "resnet18", torchvision's (He et al., CVPR 2016) with
+            the 3x3 stem, without pooling, that 28- and 32-pixel images need.
         data: gives the number of classes, the size of an image, and the mean and deviation of its channels.
         seed: of the initial weights; torch's global random state is left alone.
     """
@@ -54,7 +54,6 @@ def _cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
 
 def _resnet18(channels: int, classes: int) -> nn.Module:
     from torchvision.models import resnet18
-
     network = resnet18(num_classes=classes)
     network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()

@@ -81,14 +81,12 @@ class CaseSampler(_BatchSampler):
         labels: (n,) integers; the sampler lives on their device.
         sampling_number: adversarial examples an iteration draws; at most n.
         alpha: of Eq. 4, in [0, 1].
-        class_balanced: give every class the same share; what remains goes round from batch to batch, and what a class cannot
-            give, being too small, goes to the others.
+        class_balanced: every class gives the same share; the remainder goes round, and what too small a class lacks, others give.
         temperature: a positive number, where a large one draws uniformly, or "auto": the standard deviation of the current
             weights, renewed once a pass over the data (1 during the first), so that the logits' scale does not matter.
         log_weight: for ablations: maps the weights w (n,) to other log weights (n,).
         tree: draw by the sum tree (O(log n) an example, on a CPU), not one sort of all; the law is the same. None: by size.
         seed: of the draws.
-
     Raises: ValueError: an argument outside what is written here.
     """
 
@@ -99,10 +97,8 @@ class CaseSampler(_BatchSampler):
         self.alpha, self.log_weight = alpha, log_weight
         labels = torch.as_tensor(labels).long()
         _, groups, counts = (labels if class_balanced else labels * 0).unique(return_inverse=True, return_counts=True)
-        self._counts, self._draws, self._divisor, self._forest = counts.cpu().numpy(), 0, 1.0, None
-        if tree is None:
-            tree = self.device.type == "cpu" and self.n >= TREE_FROM and log_weight is None
-        if tree:
+        self._counts, self._draws, self._forest = counts.cpu().numpy(), 0, None
+        if tree or (tree is None and self.device.type == "cpu" and self.n >= TREE_FROM and log_weight is None):
             from .kernels.tree import Forest  # numba takes a second to load
             self._forest = Forest(groups.numpy(), np.ones(self.n, np.float32))
         else:
@@ -117,7 +113,7 @@ class CaseSampler(_BatchSampler):
             raise ValueError(f"temperature is {value!r}; it must be a positive number or 'auto'.")
         super().__setattr__(name, value)
         if name == "temperature":
-            self._set_divisor(self._deviation() if value == "auto" else value)
+            self._divisor = self._deviation() if value == "auto" else value
 
     @property
     def weights(self) -> Tensor:
@@ -140,10 +136,10 @@ class CaseSampler(_BatchSampler):
 
     def draw(self) -> Tensor:
         if self.temperature == "auto" and self._draws and self._draws % len(self) == 0:
-            self._set_divisor(self._deviation())
-        quotas = self.quotas()
-        self._draws += 1
+            self.temperature = "auto"  # renews the deviation
+        quotas, self._draws = self.quotas(), self._draws + 1
         if self._forest:
+            self._forest.set_temperature(self._divisor)
             seed = torch.randint(2**62, (), generator=self.generator).item()
             drawn = torch.from_numpy(self._forest.draw(quotas, seed)).long()
         else:
@@ -168,17 +164,8 @@ class CaseSampler(_BatchSampler):
         deviation = self._weights.double().std(correction=0) if self.device.type != "mps" else self._weights.std(correction=0)
         return torch.where(deviation > 0, deviation, torch.ones_like(deviation))
 
-    def _set_divisor(self, divisor: float | Tensor) -> None:
-        self._divisor = divisor
-        if self._forest:
-            self._forest.set_temperature(divisor)
-
     def update(self, indices: Tensor, gain: Tensor) -> None:
-        """Eq. 4 for the examples of a batch (Protocol 1, line 6).
-
-        Args:
-            indices: (B,) different examples, as drawn.
-            gain: (B,) their information gain, finite.
+        """Eq. 4 (Protocol 1, line 6) for different examples at ``indices`` (B,) and their information ``gain`` (B,), finite.
 
         Raises: IndexError, ValueError: an index outside the data or twice, a gain not finite; no weight was changed. (On a
             GPU, where the draw would wait for such a check, torch stops a wrong index, and a gain not finite is left out.)
@@ -212,4 +199,4 @@ class CaseSampler(_BatchSampler):
             self._forest.set_weights(state["weights"].numpy())
         else:
             self._weights = state["weights"].to(self.device, copy=True)
-        self._set_divisor(state["divisor"])
+        self._divisor = state["divisor"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -18,6 +17,8 @@ from .gain import information_gain
 from .kernels.step import compiled
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+PARTS, COUNTERS = ("model", "optimizer", "scheduler", "sampler"), ("seed", "iteration", "examples", "passes", "seconds")
+Batch = namedtuple("Batch", "indices labels adversarial logits gain")  # what an iteration saw, tensors (sampling_number, ...)
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,17 @@ class Record:
     robust_accuracy: float | None = None
 
 
-Batch = namedtuple("Batch", "indices labels adversarial logits gain")  # what an iteration saw, tensors (sampling_number, ...)
-
-
 class Training(Iterator[Record]):
     """``for record in Training(model, data, sampler, attack): ...`` runs Protocol 1, one Record an iteration.
 
-    Leave the loop to stop, ask for no record to pause, and ``load_state_dict`` to go on elsewhere: on a CPU
-    the rest is then the same, bit for bit. All randomness comes from ``seed`` and the number of the
-    iteration; the global random state is left alone.
+    Leave the loop to stop, ask for no record to pause, and ``load_state_dict`` to go on elsewhere: on a CPU the rest is then
+    the same, bit for bit. All randomness comes from ``seed`` and the number of the iteration, none from the global state.
 
     Args:
         model: images in [0, 1] to logits; trained in place, moved to the device.
         data: what to train on.
-        sampler: which examples an iteration sees: UniformSampler is vanilla AT, CaseSampler is CAT; or
-            anything that yields index batches (B,) and has ``update(indices, gain)``.
+        sampler: which examples an iteration sees: UniformSampler is vanilla AT, CaseSampler is CAT; or anything that yields
+            index batches (B,) and has ``update(indices, gain)``.
         attack: PGD, or any ``attack(model, images, labels) -> images``.
         optimizer: any of torch's, over the model's parameters; None is SGD(lr=0.05, momentum=0.9).
         scheduler: any of torch's, stepped once an iteration.
@@ -61,13 +58,10 @@ class Training(Iterator[Record]):
         evaluation_size: the first so many test images are the fixed subset that evaluations use.
         augment: ``augment(images, generator) -> images`` before the attack, e.g. ``crop_and_flip``.
         device: "auto" takes a GPU if there is one.
-        precision: "bfloat16" runs attack and update under autocast; "auto" does so on a GPU. Evaluation is
-            always in float32.
+        precision: "bfloat16" runs attack and update under autocast, "auto" on a GPU only; evaluation is always in float32.
         compile: let torch.compile speed up attack and update; the first iteration then takes a minute.
         progress: show a tqdm bar.
-
-    Raises: ValueError, TypeError: an argument outside what is written here. FloatingPointError: the loss is
-        not finite; the model is as it was before that iteration.
+    Raises: ValueError, TypeError: a bad argument. FloatingPointError: the loss is not finite; the model is as it was before.
     """
 
     def __init__(self, model: nn.Module, data: Data, sampler, attack: Callable, optimizer=None, *, scheduler=None,
@@ -86,35 +80,33 @@ class Training(Iterator[Record]):
         self.scheduler, self.iterations, self.evaluate_every, self.augment = scheduler, iterations, evaluate_every, augment
         if evaluation_attack is None and evaluate_every:
             if not isinstance(attack, PGD):
-                raise ValueError("evaluation_attack is None, and attack is not a PGD to take it from; say how to judge robust accuracy.")
+                raise ValueError("evaluation_attack is None, and attack is no PGD to take it from; say how to judge robustness.")
             evaluation_attack = replace(attack, steps=20, step_size=None)
         self.evaluation_attack, self.evaluation_size = evaluation_attack, evaluation_size
-        bfloat16 = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+        self._cuda = [self.device] if self.device.type == "cuda" else []
+        bfloat16 = precision == "bfloat16" or (precision == "auto" and bool(self._cuda))
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
         self._network = compiled(self.model, self.device) if compile else self.model
         if compile and isinstance(attack, PGD):
             self.attack = replace(attack, compile=not attack.early_stop)
-        if compile or self.device.type == "cuda":
+        if compile or self._cuda:
             self.model.to(memory_format=torch.channels_last)
-        self._progress, self._bar, self._batches = progress, None, iter(sampler)
-        self._generator = torch.Generator(self.device)
+        self._progress, self._bar, self._batches, self._generator = progress, None, iter(sampler), torch.Generator(self.device)
         self.seed, self.iteration, self.examples, self.passes, self.seconds = seed, 0, 0, 0, 0.0
         self.seen = torch.zeros(len(data.y_train), dtype=torch.bool, device=self.device)
         self.batch: Batch | None = None
 
     def __next__(self) -> Record:
         if self.iterations is not None and self.iteration >= self.iterations:
-            if self._bar:
+            if self._bar is not None:
                 self._bar.close()
             raise StopIteration
         start, host = time.perf_counter(), self.device.type == "cpu"
         indices, images, labels = self._draw()
         counter = self._network.register_forward_pre_hook(self._count)
-        cuda = [self.device] if self.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=cuda), self._autocast:
-                # every iteration has random numbers of its own, so there is no random state to store
-                # (mixed into one number, since on a CPU torch heeds only the last 32 bits of a seed)
+            with torch.random.fork_rng(devices=self._cuda), self._autocast:
+                # random numbers of an iteration's own: no state to store (mixed, as a CPU heeds only 32 bits of a seed)
                 torch.manual_seed(stream := int(np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)[0]))
                 self._generator.manual_seed(stream)
                 if self.augment:
@@ -129,11 +121,11 @@ class Training(Iterator[Record]):
         self.iteration, self.examples = self.iteration + 1, self.examples + len(labels)
         self.seen[indices.to(self.device)] = True
         due = bool(self.evaluate_every) and (self.iteration % self.evaluate_every == 0 or self.iteration == self.iterations)
-        if due and cuda:
+        if due and self._cuda:
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - start
-        record = Record(self.iteration, self.examples, self.passes, self.seconds, *(
-            (loss.item(), self.seen.double().mean().item()) if host or due else (None, None)), *(self.evaluate() if due else ()))
+        known = (loss.item(), self.seen.double().mean().item()) if host or due else (None, None)
+        record = Record(self.iteration, self.examples, self.passes, self.seconds, *known, *(self.evaluate() if due else ()))
         self._show(record)
         return record
 
@@ -144,8 +136,7 @@ class Training(Iterator[Record]):
         except StopIteration:  # the sampler's next pass over the data
             indices = next(batches := iter(self.sampler))
             self._batches = batches
-        indices = torch.as_tensor(indices)
-        return indices, *self.data.train(indices.to(self.device))
+        return (indices := torch.as_tensor(indices)), *self.data.train(indices.to(self.device))
 
     def _craft(self, images: Tensor, labels: Tensor) -> Tensor:
         """Protocol 1, line 4."""
@@ -165,7 +156,7 @@ class Training(Iterator[Record]):
         self.model.train()
         self.optimizer.zero_grad()
         logits = self._network(adversarial)
-        loss = F.cross_entropy(logits, labels)
+        loss = nn.functional.cross_entropy(logits, labels)
         if host and not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at iteration {self.iteration + 1}: training diverged; "
                                      f"lower the learning rate. The model is as it was before this iteration.")
@@ -185,27 +176,24 @@ class Training(Iterator[Record]):
 
     def _show(self, record: Record) -> None:
         if self._progress:
-            self._bar = self._bar or tqdm(total=self.iterations, initial=record.iteration - 1, unit="it")
+            self._bar = tqdm(total=self.iterations, initial=record.iteration - 1, unit="it") if self._bar is None else self._bar
             self._bar.update()
             if record.accuracy is not None:
                 self._bar.set_postfix(accuracy=f"{record.accuracy:.1%}", robust=f"{record.robust_accuracy:.1%}")
 
     def state_dict(self) -> dict:
         """All that a later run needs to go on; plain values and tensors (loads with ``weights_only=True``)."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict() if self.scheduler else None, "sampler": self.sampler.state_dict(),
-                "seed": self.seed, "iteration": self.iteration, "examples": self.examples, "passes": self.passes,
-                "seconds": self.seconds, "seen": self.seen}
+        states = {name: part.state_dict() for name in PARTS if (part := getattr(self, name)) is not None}
+        return {"scheduler": None} | states | {name: getattr(self, name) for name in (*COUNTERS, "seen")}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where ``state`` was taken. Build the Training from the same arguments first."""
         if state["seen"].shape != self.seen.shape:
             raise ValueError(f"the state is of {len(state['seen'])} training images; the data have {len(self.seen)}.")
-        for name in ("model", "optimizer", "sampler"):
-            getattr(self, name).load_state_dict(state[name])
-        if self.scheduler:
-            self.scheduler.load_state_dict(state["scheduler"])
-        self.seed, self.iteration, self.examples, self.passes, self.seconds = (
-            state[name] for name in ("seed", "iteration", "examples", "passes", "seconds"))
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(state[name])
+        for name in COUNTERS:
+            setattr(self, name, state[name])
         self.seen = state["seen"].to(self.device, copy=True)
         self._batches = iter(self.sampler)
