@@ -210,7 +210,7 @@ def check_batch(images: Tensor, labels: Tensor) -> int:
         return -1
     low, high = (value.item() for value in images.aminmax())
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: normalise in the first layer.")
+        raise ValueError(f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: normalise inside the model.")
     first, top = (int(value.item()) for value in labels.aminmax())
     if first < 0:
         raise ValueError(f"a label is {first}; labels must lie in 0..K-1 (torch would silently ignore -100).")

@@ -61,7 +61,7 @@ class Training(Iterator[Record]):
         precision: "bfloat16" runs attack and update under autocast, "auto" on a GPU only; evaluation is always in float32.
         compile: let torch.compile speed up attack and update; the first iteration then takes a minute.
         progress: show a tqdm bar.
-    Raises: ValueError, TypeError: a bad argument. FloatingPointError: the loss is not finite; the model is as it was before.
+    Raises: ValueError, TypeError: a bad argument. FloatingPointError: a loss not finite; the model is as before that iteration.
     """
 
     def __init__(self, model: nn.Module, data: Data, sampler, attack: Callable, optimizer=None, *, scheduler=None,

@@ -322,6 +322,8 @@ def test_progress_is_shown(digits, capsys):
     for _ in make(digits, iterations=6, evaluate_every=3, evaluation_size=20, progress=True):
         pass
     shown = capsys.readouterr().err
+    endless = make(digits, progress=True)
+    assert [next(endless).iteration for _ in range(3)] == [1, 2, 3] and "it/s" in capsys.readouterr().err
     assert "6/6" in shown and "accuracy=" in shown and "robust=" in shown and "it/s" in shown
     for _ in make(digits, iterations=2):
         pass
