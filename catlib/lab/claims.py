@@ -17,7 +17,20 @@ import pandas as pd
 
 from catlib.data import ROOT
 
-from .figures import COLOURS, COSTS, PAPER, costs, curves, measured, paper_table, ratio_interval, speed_table, use_style
+from .figures import (
+    COLOURS,
+    COSTS,
+    METRICS,
+    PAPER,
+    costs,
+    curves,
+    measured,
+    paper_table,
+    ratio_interval,
+    readable,
+    speed_table,
+    use_style,
+)
 from .runs import write_whole
 from .study import RESULTS, Piece, pieces_of, profiles
 
@@ -350,13 +363,14 @@ MNIST, CIFAR = ("paper_mnist_tables", "cpu_mnist_tables"), ("paper_cifar10_table
 CONTROLS, CHEAP = ("paper_cifar10_controls", "cpu_mnist_controls"), ("paper_cifar10_cheap", "cpu_mnist_cheap")
 NUMBERS, CIFAR_NUMBERS = ("paper_mnist_sampling_number", "cpu_mnist_sampling_number"), ("paper_cifar10_sampling_number",)
 AUDIT = ("paper_mnist_audit", "cpu_mnist_audit")
+STRONG = ("cpu_mnist_tables_0.3",)
 CONSTANT = ("cpu_mnist_tables_constant",)  # epsilon at its full size from the first iteration on
 
 
 def table_claims() -> list[Claim]:
     """A claim for every cell of Tables 1 and 2."""
     claims = []
-    for number, dataset, tables in ((1, "mnist", (*MNIST, *CONSTANT, "cpu_mnist_tables_0.3")), (2, "cifar10", CIFAR)):
+    for number, dataset, tables in ((1, "mnist", (*MNIST, *CONSTANT, *STRONG)), (2, "cifar10", CIFAR)):
         for part, metric in zip("ab", PAPER[dataset], strict=True):
             for level, row in paper_table(dataset, metric).iterrows():
                 printed = f"AT {row['AT ticks']:.0f}, CAT {row['CAT ticks']:.0f} ticks: {row['AT/CAT']:.2f}"
@@ -578,7 +592,20 @@ def readme_results(tables: Tables) -> str:
         ours = claim.measure(tables[best], best) if best else ("—", "open: `make study PROFILE=paper`, on a GPU")
         rows.append((claim.text, claim.paper, *ours))
     return (f"Ours: {label(name)}, iterations of 128 adversarial examples; a ratio is AT / CAT with its 95 % interval, paired by "
-            f"seed. [Every claim of the paper](data/results/README.md).\n\n" + markdown(rows, ["", "paper", "ours", "verdict"]))
+            f"seed. [Every claim of the paper](data/results/README.md).\n\n" + markdown(rows, ["", "paper", "ours", "verdict"])
+            + "".join(strong_attack(tables[name], name) for name in STRONG if name in tables))
+
+
+def strong_attack(records: pd.DataFrame, name: str) -> str:
+    """The iterations to every level and the robust accuracy in the end, where epsilon is large."""
+    rows = []
+    for metric, text in METRICS.items():
+        speed = speed_at(records, levels_of(name, metric), metric)
+        rows += [(f"{row['level %']} % {text}", row["AT"], row["CAT"], row["AT/CAT"])
+                 for row in readable(speed).reset_index().to_dict("records")]
+    last = ends(records).final_robust_accuracy
+    rows.append(("robust accuracy at the end, PGD-20 with restarts", percent(last["AT"]), percent(last["CAT"]), ""))
+    return f"\nThe same with {label(name)}:\n\n" + markdown(rows, ["iterations to", "AT", "CAT", "AT / CAT"])
 
 
 def between(text: str, marker: str, content: str) -> str:
