@@ -200,7 +200,7 @@ def test_resumed_on_the_other_form_of_the_sampler_keeps_the_weights(digits):
 @pytest.mark.parametrize("attack, an_iteration", [
     (PGD(0.1, steps=0), 32 * 1), (PGD(0.1, steps=7), 32 * 8),
     (PGD(0.1, steps=3, restarts=4), 32 * (4 * 3 + 4 + 1)), (PGD(0.1, steps=3, restarts=4, batch_size=32), 32 * (4 * 3 + 4 + 1)),
-    (lambda model, x, y: (model(x), x)[1], 32 * 2), (lambda model, x, y: x, 32)], ids=str)
+    (lambda model, x, y: (model(x), x)[1], 32 * 2), (lambda model, x, y: x, 32)], ids=lambda value: getattr(value, "__name__", str(value)))
 def test_passes_are_counted_exactly(digits, attack, an_iteration):
     """Images sent through the model: every step of every restart, its verdict, and the update; evaluation is not counted."""
     training = make(digits, attack=attack, evaluate_every=2, evaluation_size=20, evaluation_attack=PGD(0.1, steps=1))
