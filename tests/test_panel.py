@@ -215,8 +215,7 @@ def test_an_exception_is_shown_and_what_was_trained_is_kept(panel):
     assert len(live.records["AT"]) == 3 and live.trainings["AT"].iteration == 3
     del live._apply
     live.start_button.click()
-    until(lambda: live.iteration > 3)
-    assert live.failure.value == ""
+    until(lambda: live.iteration > 3 and live.failure.value == "")
 
 
 def test_a_bad_setting_is_said_in_the_panel(panel):
@@ -244,6 +243,7 @@ def test_two_panels_do_not_disturb_each_other(panel):
 
 
 def test_threads_leave_pyplot_and_standard_output_alone(panel, capfd):
+    plt.close("all")
     live = panel(trials(iterations=6), show_batch=True)
     live.start()
     live.wait(60)

@@ -88,7 +88,7 @@ class TrainingPanel(BackgroundTraining):
     def figure(self) -> Figure:
         """Accuracy and robust accuracy so far; with ``show_batch`` the last batch and the weights below."""
         rows = 1 + self.show_batch
-        figure = Figure(figsize=(8.4, 2.75 * rows), dpi=110)
+        figure = Figure(figsize=(8.4, 2.75 * rows), dpi=110, layout="none")
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, 2, squeeze=False)
         # margins by hand: to find them anew for every frame would take as long as drawing it
