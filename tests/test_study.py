@@ -1,5 +1,6 @@
 """The study: what is configured is consistent, what is killed goes on, what is written says where it is from."""
 
+import json
 import os
 import signal
 import subprocess
@@ -202,6 +203,49 @@ def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")}
     study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")}
+
+
+def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, monkeypatch):
+    one = quick(piece("similarity"))
+    monkeypatch.setattr("catlib.lab.similarity.staleness", lambda *_, **__: (_ for _ in ()).throw(study.Pause))
+    with pytest.raises(study.Pause):
+        study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    [measured] = (tmp_path / "runs").glob("*/neighbours.csv")
+    stamp = measured.stat().st_mtime_ns
+    monkeypatch.undo()
+    study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert measured.stat().st_mtime_ns == stamp
+    assert set(read(tmp_path / "smoke_similarity_staleness.csv").arm) == {"AT", "CAT"}
+
+
+def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_path, monkeypatch):
+    long = quick(piece("tables"), final_restarts=0)
+    long = replace(long, name="long", trials=long.trials[:1], options={"keep_best": True, "tiny": True})
+    finals = replace(long, name="finals", kind="finals", options={"of": "long", "tiny": True})
+    monkeypatch.setattr(study, "pieces_of", lambda *_: [long, finals])
+    study.train(long, tmp_path / "runs", tmp_path, float("inf"))
+    with pytest.raises(study.Pause):
+        study.finals(finals, tmp_path / "runs", tmp_path, float("-inf"))
+    ticks = iter([*[float("inf")] * 3, *[float("-inf")] * 99])  # the time is up after three measurements
+    monkeypatch.setattr(study, "stop_at", lambda _: next(ticks) < 0 and (_ for _ in ()).throw(study.Pause))
+    with pytest.raises(study.Pause):
+        study.finals(finals, tmp_path / "runs", tmp_path, 0)
+    [kept] = (tmp_path / "runs").glob("*/finals-best.json")
+    assert len(json.loads(kept.read_text())) == 3
+    monkeypatch.setattr(study, "stop_at", lambda _: None)
+    study.finals(finals, tmp_path / "runs", tmp_path, 0)
+    table = read(tmp_path / "smoke_finals.csv")
+    assert list(table.model) == ["best", "last"]
+    parts = json.loads(kept.read_text())
+    assert table.autoattack[0] == pytest.approx((parts["autoattack_0"] + parts["autoattack_4"]) / 2, abs=1e-4)
+    assert (table["pgd_20_2"] <= table["accuracy"]).all()
+
+
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    probability = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
+    labels = torch.tensor([0, 0, 0, 1, 0, 1, 1, 1])  # 75 % right at confidence 0.9, 25 % right at confidence 0.6
+    error = study.calibration_error(torch.nn.Identity(), probability.log(), labels)
+    assert error == pytest.approx(0.5 * 0.15 + 0.5 * 0.35, abs=1e-6)
 
 
 def test_a_part_of_the_training_images_is_the_first_ones():

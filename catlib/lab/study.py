@@ -18,7 +18,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -302,24 +302,28 @@ def similarity(piece: Piece, runs: Path, results: Path, deadline: float) -> None
     """Fig. 1 from runs of its own, and how well an old weight still ranks examples; a part for every trial."""
     from .similarity import neighbour_similarity, staleness
 
+    def near(training, trial):
+        images, labels = training.data.test(slice(16 if piece.options["tiny"] else piece.options.get("images", 200)))
+        return neighbour_similarity(training, images, labels, gaps=(1, 10), attack=trial.attack())
+
+    def old(training, trial):
+        examples = torch.arange(min(64 if piece.options["tiny"] else 1000, len(training.data.y_train)))
+        return staleness(training, examples=examples, every=max(1, trial.iterations // 6))
+
     parts, infos, done = [], [], []
     for arm, trial in piece.trials:
         folder = runs / f"similarity-{trial.id}"
         if not is_done(folder):
-            stop_at(deadline)
-            started, training = time.monotonic(), build_training(trial)
-            training.evaluate_every = 0
-            images, labels = training.data.test(slice(piece.options.get("images", 200) if not piece.options["tiny"] else 16))
-            near = neighbour_similarity(training, images, labels, gaps=(1, 10), attack=trial.attack())
-            training = build_training(trial)
-            training.evaluate_every = 0
-            examples = torch.arange(min(1000 if not piece.options["tiny"] else 64, len(training.data.y_train)))
-            old = staleness(training, examples=examples, every=max(1, trial.iterations // 6))
             folder.mkdir(parents=True, exist_ok=True)
-            for name, table in (("neighbours", near), ("staleness", old)):
-                write_whole(folder / f"{name}.csv", table.to_csv(index=False).encode())
-            write_json(folder / "run.json", {"status": "done", **provenance(trial, training)})
-            print(f"{piece.table}  {arm}, seed {trial.seed}: {time.monotonic() - started:.0f} s", flush=True)
+            for name, measure in (("neighbours", near), ("staleness", old)):
+                if not (folder / f"{name}.csv").exists():
+                    stop_at(deadline)
+                    started, training = time.monotonic(), build_training(trial)
+                    training.evaluate_every = 0
+                    table = measure(training, trial)
+                    write_whole(folder / f"{name}.csv", table.to_csv(index=False).encode())
+                    print(f"{piece.table}  {name}, {arm}, seed {trial.seed}: {time.monotonic() - started:.0f} s", flush=True)
+            write_json(folder / "run.json", {"status": "done", **provenance(trial, build_training(trial))})
         parts.append((arm, folder))
         done.append(trial)
         infos.append(json.loads((folder / "run.json").read_text()))
@@ -340,7 +344,12 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def notebook(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
-    """A notebook of the course at the scale of the paper, and its page beside the results."""
+    """A notebook of the course at the scale of the paper, and its page beside the results.
+
+    Its own runs are what takes long. They go on from their checkpoints, so it may be cut off in any cell.
+    """
+    from nbclient.exceptions import CellTimeoutError
+
     from .batch import execute, parameter_names
     from .site import write_site
 
@@ -352,7 +361,12 @@ def notebook(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
         source = ROOT / "notebooks" / target.name
         values = piece.options["tiny_parameters" if piece.options["tiny"] else "parameters"]
         values = values | {"output_dir": str(runs / source.stem)}
-        execute(source, target, {name: values[name] for name in parameter_names(source) if name in values})
+        left = min(deadline - time.monotonic(), 3600)
+        try:
+            execute(source, target, {name: values[name] for name in parameter_names(source) if name in values}, timeout=max(int(left), 1))
+        except CellTimeoutError:
+            stop_at(deadline)
+            raise
     write_site([target], target.parent)
     print(f"{piece.table}: {target.name}, {target.with_suffix('.html').name}", flush=True)
 
@@ -388,7 +402,7 @@ def finals(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
                     "model": which,
                     "iteration": at,
                     "coverage": round(records.coverage[at], 4),
-                    **{k: round(v, 4) for k, v in measured.items()},
+                    **{k: round(v, 4) for k, v in together(measured).items()},
                 }
             )
         infos.append(json.loads((folder / "run.json").read_text()))
@@ -408,14 +422,13 @@ def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, C
     def worst_class():
         return min(robust_accuracy(model, images[labels == c], labels[labels == c], once) for c in labels.unique())
 
-    def autoattack():
+    def autoattack(part):
         from pyautoattack import AutoAttack
 
-        size = 8 if options["tiny"] else options["autoattack_size"]
         version = {"version": "custom", "attacks": ["apgd-ce"]} if options["tiny"] else {"version": "standard"}
         attack = AutoAttack(model, norm="Linf", eps=trial.epsilon, device=training.device, seed=0, **version)
-        adversarial, _ = attack.run_standard_evaluation(images[:size], labels[:size], batch_size=500)
-        return accuracy(model, adversarial, labels[:size])
+        adversarial, _ = attack.run_standard_evaluation(images[part], labels[part], batch_size=500)
+        return accuracy(model, adversarial, labels[part])
 
     def rescaled(factor):
         class Scaled(torch.nn.Module):
@@ -430,7 +443,16 @@ def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, C
     yield "calibration_error", lambda: calibration_error(model, images, labels)
     for factor in (0.1, 1, 10, 100):
         yield f"pgd_20_logits_x{factor:g}", rescaled(factor)
-    yield "autoattack", autoattack
+    size, part = (8, 4) if options["tiny"] else (options["autoattack_size"], 250)
+    for start in range(0, size, part):
+        yield f"autoattack_{start}", partial(autoattack, slice(start, start + part))
+
+
+def together(measured: dict[str, float]) -> dict[str, float]:
+    """AutoAttack's parts, which are of one size, as one number."""
+    parts = [name for name in measured if name.startswith("autoattack_")]
+    rest = {name: value for name, value in measured.items() if name not in parts}
+    return rest | {"autoattack": sum(measured[name] for name in parts) / len(parts)}
 
 
 @torch.no_grad()
