@@ -32,7 +32,7 @@ def test_cat_over_at(benchmark, note, mnist, device):
         benchmark,
         {name: lambda t=training: next(t) for name, training in both.items()}
         | {"sampler": lambda: sampler.update(sampler.draw(), torch.zeros(128))},
-        rounds=40,
+        rounds=300,  # on a shared CPU the median's standard error is then below half a percent, which the bar needs
         warm=3,
     )
     note(
