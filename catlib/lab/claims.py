@@ -456,7 +456,8 @@ def label(name: str) -> str:
 
 def verdict(tables: Tables) -> str:
     """The finding in three sentences, from the best tables that are there."""
-    return " ".join(filter(None, (said(tables) for said in (speed_sentence, parts_sentence, three_times_sentence))))
+    said = (sentence(tables) for sentence in (speed_sentence, parts_sentence, three_times_sentence))
+    return "\n".join(f"- {sentence}" for sentence in said if sentence)
 
 
 def speed_sentence(tables: Tables) -> str:
