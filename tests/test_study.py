@@ -194,6 +194,20 @@ def test_an_unknown_piece_is_refused_with_the_ones_there_are(tmp_path):
         study.study("smoke", ["nonsense"], runs=tmp_path, results=tmp_path)
 
 
+def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(tmp_path, capsys):
+    one = quick(piece("audit"))
+    study.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    path = tmp_path / f"{one.table}.csv"
+    whole = path.read_text()
+    first = replace(one, trials=tuple((arm, replace(trial, seed=9)) for arm, trial in one.trials))
+    run(first.trials[0][1], tmp_path / "again")
+    study.write_table(first, tmp_path / "again", tmp_path)
+    assert path.read_text() == whole
+    assert "stays as it is" in capsys.readouterr().out
+    study.train(first, tmp_path / "again", tmp_path, float("inf"))
+    assert set(read(path).seed) == {9}
+
+
 def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path):
     one = quick(piece("similarity"))
     study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))

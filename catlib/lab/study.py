@@ -12,6 +12,7 @@ checkpoints (catlib.lab.runs), and the tables are written anew from the finished
 import argparse
 import itertools
 import json
+import re
 import shlex
 import sys
 import time
@@ -247,7 +248,13 @@ def write_table(piece: Piece, runs: Path, results: Path) -> None:
 
 
 def write_result(piece: Piece, table: pd.DataFrame, results: Path, infos: list[dict], done: list[Trial], more=None) -> None:
-    """The table as CSV below lines that say where it is from."""
+    """The table as CSV below lines that say where it is from. A part of the runs never takes the place of more of them."""
+    path = results / f"{piece.table}.csv"
+    there = re.search(r"^# runs: (\d+) of", path.read_text(encoding="utf-8"), re.MULTILINE) if path.exists() else None
+    if len(done) < len(piece.trials) and there and int(there[1]) > len(done):
+        if len(done) == 1:
+            print(f"{path.name} stays as it is, of {there[1]} runs, until this study has as many", flush=True)
+        return
     results.mkdir(parents=True, exist_ok=True)
     lines = [
         piece.about,
@@ -255,7 +262,7 @@ def write_result(piece: Piece, table: pd.DataFrame, results: Path, infos: list[d
         *(f"{key}: {value}" for key, value in (more or {}).items()),
     ]
     text = "".join(f"# {line}\n" for line in lines) + table.to_csv(index=False, lineterminator="\n")
-    write_whole(results / f"{piece.table}.csv", text.encode())
+    write_whole(path, text.encode())
 
 
 def header(piece: Piece, infos: list[dict], done: list[Trial]) -> dict:
@@ -313,7 +320,7 @@ def similarity(piece: Piece, runs: Path, results: Path, deadline: float) -> None
     parts, infos, done = [], [], []
     for arm, trial in piece.trials:
         folder = runs / f"similarity-{trial.id}"
-        if not is_done(folder):
+        if new := not is_done(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for name, measure in (("neighbours", near), ("staleness", old)):
                 if not (folder / f"{name}.csv").exists():
@@ -327,13 +334,10 @@ def similarity(piece: Piece, runs: Path, results: Path, deadline: float) -> None
         parts.append((arm, folder))
         done.append(trial)
         infos.append(json.loads((folder / "run.json").read_text()))
-        for name, suffix in (("neighbours", ""), ("staleness", "_staleness")):
-            tables = []
-            for of, path in parts:
-                table = _read(path / f"{name}.csv")
-                tables.append(table.assign(arm=of).round(4))
-            table = pd.concat(tables, ignore_index=True)
-            write_result(replace(piece, name=piece.name + suffix), table, results, infos, done)
+        if new or len(done) == len(piece.trials):
+            for name, suffix in (("neighbours", ""), ("staleness", "_staleness")):
+                table = pd.concat([_read(path / f"{name}.csv").assign(arm=of).round(4) for of, path in parts], ignore_index=True)
+                write_result(replace(piece, name=piece.name + suffix), table, results, infos, done)
 
 
 def _read(path: Path) -> pd.DataFrame:
