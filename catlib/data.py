@@ -12,8 +12,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 CLASSES = {
-    "digits": tuple("0123456789"),
-    "mnist": tuple("0123456789"),
+    **dict.fromkeys(("digits", "mnist"), tuple("0123456789")),
     "fashion_mnist": ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }

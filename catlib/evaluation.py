@@ -11,16 +11,23 @@ from .attacks import PGD, check_batch
 
 
 @contextmanager
-def _evaluating(model: nn.Module, images: Tensor):
-    """Eval mode and full precision; every submodule's mode and the global random state are handed back."""
+def _evaluating(model: nn.Module, images: Tensor, labels: Tensor | None = None):
+    """Lend which of a batch is classified as labelled, in eval mode and full precision; modes and random state are handed back."""
+    top = check_batch(images, labels) if labels is not None else -1
     if not len(images):
         raise ValueError("there are no images to judge the model by.")
+
+    def right(x, y):
+        if top >= (logits := model(x)).shape[1]:
+            raise ValueError(f"a label is {top}; the model's logits {tuple(logits.shape)} allow 0..{logits.shape[1] - 1}.")
+        return logits.argmax(1) == y
+
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         devices = [images.device] if images.is_cuda else []
         with torch.random.fork_rng(devices=devices), torch.autocast(images.device.type, enabled=False):
-            yield
+            yield right
     finally:
         for module, mode in modes:
             module.training = mode
@@ -29,10 +36,9 @@ def _evaluating(model: nn.Module, images: Tensor):
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 1000) -> float:
     """Share of the images (n, C, H, W) in [0, 1] that are classified as their labels (n,), in eval mode, float32."""
-    check_batch(images, labels)
-    with _evaluating(model, images):
-        right = [model(x).argmax(1) == y for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
-    return torch.cat(right).double().mean().item()
+    with _evaluating(model, images, labels) as right:
+        verdicts = [right(x, y) for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
+    return torch.cat(verdicts).double().mean().item()
 
 
 @torch.no_grad()
@@ -44,35 +50,30 @@ def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, attack: Ca
     further; with any other ``attack(model, images, labels) -> images``, when what it returns is. One misclassified from the
     start is broken and not attacked.
 
-    Args:
-        images, labels: (n, C, H, W) in [0, 1] and (n,); ``batch_size`` of them go into one forward pass.
-        seed: of the random starts; an attack that draws from torch's global state gets it forked and seeded.
+    ``images`` (n, C, H, W) in [0, 1] and ``labels`` (n,) go through the model ``batch_size`` at a time. ``seed`` is of the random
+    starts; an attack that draws from torch's global state gets it forked and seeded.
     """
-    check_batch(images, labels)
     generator = torch.Generator(images.device).manual_seed(seed)
     # survivors are packed over many batches; the images of one chunk are held in memory at once
     chunk, verdicts = 16 * batch_size if isinstance(attack, PGD) else batch_size, []
-    with _evaluating(model, images):
+    with _evaluating(model, images, labels) as right:
         torch.manual_seed(seed)
         for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
             if isinstance(attack, PGD):
-                right = ~attack.attack_until_broken(model, x, y, generator=generator, batch_size=batch_size)[1]
-            elif (right := model(x).argmax(1) == y).any():
+                robust = ~attack.attack_until_broken(model, x, y, generator=generator, batch_size=batch_size)[1]
+            elif (robust := right(x, y)).any():
                 with torch.enable_grad():
-                    adversarial = attack(model, x[right], y[right]).detach()
-                right[right.clone()] = model(adversarial).argmax(1) == y[right]
-            verdicts.append(right)
+                    adversarial = attack(model, x[robust], y[robust]).detach()
+                robust[robust.clone()] = right(adversarial, y[robust])
+            verdicts.append(robust)
     return torch.cat(verdicts).double().mean().item()
 
 
 def check_model(model: nn.Module, images: Tensor) -> list[str]:
-    """What would make this model's robust accuracy not worth believing; each finding is also a warning.
+    """What would make this model's robust accuracy not worth believing: a sentence a finding, each also a warning.
 
-    Looks for a model that is not in eval mode, gives random output or probabilities instead of logits, or gives PGD no
-    gradient, and for images outside [0, 1] (after Croce and Hein, ICML 2020, and Athalye et al., ICML 2018).
-
-    Args: images: (B, C, H, W), a few dozen that the model will be judged by.
-    Returns: a sentence a finding, what it means and what to do; empty if there is none.
+    Looks for a model that is not in eval mode, gives random output or probabilities instead of logits, or gives PGD no gradient
+    on ``images`` (B, C, H, W), a few dozen, and for pixels outside [0, 1] (Croce and Hein, ICML 2020; Athalye et al., ICML 2018).
     """
     found, images = [], images.detach().float()
     if any(module.training for module in model.modules()):

@@ -155,6 +155,8 @@ TABLE = {
     "accuracy, a pixel above 1": (lambda: accuracy(MODEL, images(1.5), LABELS[:4]), ValueError, "1.5", "[0, 1]"),
     "accuracy, integer images": (lambda: accuracy(MODEL, images(dtype=torch.uint8), LABELS[:4]), TypeError, "torch.uint8", "[0, 1]"),
     "accuracy, a label of -100": (lambda: accuracy(MODEL, images(), LABELS[:4] - 100), ValueError, "-100", "0..K-1"),
+    "accuracy, a label above K-1": (lambda: accuracy(MODEL, images(), LABELS[:4] + 3), ValueError, "label is 5", "0..2"),
+    "robust accuracy, a label above K-1": (lambda: robust_accuracy(MODEL, images(), LABELS[:4] + 3, lambda m, x, y: x), ValueError, "label is 5", "0..2"),
     "robust accuracy, a NaN pixel": (lambda: robust_accuracy(MODEL, images(NAN), LABELS[:4], PGD()), ValueError, "nan", "[0, 1]"),
     # names
     "an unknown dataset": (lambda: load_data("imagenet"), ValueError, "'imagenet'", "digits, mnist, fashion_mnist, cifar10"),
