@@ -93,6 +93,20 @@ def snapshot():
     return take
 
 
+@pytest.fixture(scope="session")
+def same():
+    """A function: are two states equal bit for bit, through dicts and lists? Seconds aside."""
+    def equal(a, b) -> bool:
+        if isinstance(a, torch.Tensor):
+            return torch.equal(a, b) and a.dtype == b.dtype
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
+        if isinstance(a, (list, tuple)):
+            return len(a) == len(b) and all(map(equal, a, b))
+        return a == b
+    return equal
+
+
 @pytest.fixture
 def global_rng_untouched():
     """Fails a test that moved the global random state of torch, NumPy or Python."""

@@ -30,16 +30,6 @@ def state(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)["training"]
 
 
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b) and a.dtype == b.dtype
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 @pytest.mark.parametrize("method", ["AT", "CAT"])
 def test_what_a_run_leaves_behind(tmp_path, method):
     trial = replace(TINY, method=method, final_restarts=2)
@@ -112,7 +102,7 @@ CHANGING = replace(TINY, warm_up=5, epsilon_warm_up=7, schedule="cyclic", optimi
 
 
 @pytest.mark.parametrize("trial", [TINY, CHANGING], ids=["plain", "everything that changes on the way"])
-def test_killed_before_or_after_any_write(tmp_path, monkeypatch, trial):
+def test_killed_before_or_after_any_write(tmp_path, monkeypatch, trial, same):
     """At each moment between two files, so that no pair of them can disagree for good."""
     whole, writes = run(trial, tmp_path / "whole"), []
     genuine = runs.write_whole
@@ -180,7 +170,7 @@ DRIVER = textwrap.dedent("""
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("method", ["CAT", pytest.param("AT", marks=pytest.mark.slow)])
-def test_killed_at_random_moments_ends_bit_identical(tmp_path, method):
+def test_killed_at_random_moments_ends_bit_identical(tmp_path, method, same):
     """SIGKILL at ten moments: no file is ever half written, and the end is that of a run left alone."""
     trial = Trial(method=method, seed=5, iterations=40, sampling_number=32, steps=1, evaluate_every=1, evaluation_size=20,
                   evaluation_steps=1, device="cpu", schedule="cyclic", augment=True)

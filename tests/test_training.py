@@ -36,17 +36,6 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
-def same(a, b):
-    """Equal bit for bit, through dicts and lists."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b) and a.dtype == b.dtype
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 # it learns
 
 @pytest.mark.parametrize("method", ["AT", "CAT"])
@@ -75,7 +64,7 @@ def test_learns_on_real_images(real_data):
 # Protocol 1, one iteration by hand
 
 @pytest.mark.parametrize("sampler", [UniformSampler, CaseSampler])
-def test_an_iteration_is_protocol_1(digits, sampler):
+def test_an_iteration_is_protocol_1(digits, sampler, same):
     """Draw, attack, update, weigh: the same model and weights as four plain lines leave."""
     training = make(digits, sampler=sampler(digits.y_train, 32, seed=3), attack=PGD(0.1, steps=3, random_start=False))
     model, draws = build_model("cnn", digits, seed=1), sampler(digits.y_train, 32, seed=3)
@@ -121,7 +110,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_same_seed_same_run(digits, name, global_rng_untouched):
+def test_same_seed_same_run(digits, name, global_rng_untouched, same):
     runs = []
     with torch.random.fork_rng():
         for place in range(2):
@@ -145,7 +134,7 @@ def test_another_seed_another_run(digits):
     assert not torch.equal(again, delta[0])
 
 
-def test_dropout_repeats_itself_and_leaves_the_global_state(digits, conv_net, global_rng_untouched):
+def test_dropout_repeats_itself_and_leaves_the_global_state(digits, conv_net, global_rng_untouched, same):
     states = []
     for _ in range(2):
         training = Training(conv_net(), digits, UniformSampler(digits.y_train, 32), ATTACK, device="cpu")
@@ -158,7 +147,7 @@ def test_dropout_repeats_itself_and_leaves_the_global_state(digits, conv_net, gl
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("stop", [1, 5, 11])
-def test_resumed_equals_uninterrupted(digits, name, stop):
+def test_resumed_equals_uninterrupted(digits, name, stop, same):
     whole = make(digits, seed=7, iterations=16, **VARIANTS[name])
     records = take(whole, 16)
     first = make(digits, seed=7, iterations=16, **VARIANTS[name])
@@ -237,7 +226,7 @@ def test_evaluates_when_due_and_at_the_end(digits):
     assert all(r.accuracy is None for r in take(make(digits), 5))
 
 
-def test_evaluation_changes_nothing(digits):
+def test_evaluation_changes_nothing(digits, same):
     often, never = make(digits, evaluate_every=1, evaluation_size=20), make(digits)
     take(often, 6), take(never, 6)
     assert same(often.state_dict(), never.state_dict())
@@ -303,7 +292,7 @@ def test_bfloat16_on_a_cpu(digits):
 # it fails before it spoils
 
 @pytest.mark.parametrize("attack", [lambda m, x, y: x * float("nan"), lambda m, x, y: x + float("inf")], ids=["nan", "inf"])
-def test_a_loss_that_is_not_finite_stops_before_the_update(digits, attack, global_rng_untouched):
+def test_a_loss_that_is_not_finite_stops_before_the_update(digits, attack, global_rng_untouched, same):
     training = make(digits, adam=True, schedule=True)
     take(training, 3)
     before = through_a_file({k: v for k, v in training.state_dict().items() if k != "sampler"})
