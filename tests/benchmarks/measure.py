@@ -10,17 +10,18 @@ class SideBySide:
     """Time contenders in turns; the order changes from round to round, so that no one has the better neighbour.
 
     On a CPU the clock is the process's own time (one thread, so other programs disturb it least), on a GPU
-    it is the wall's, the device synchronised before it is read.
+    it is the wall's, the device synchronised before it is read. With `untimed`, each turn begins with a call
+    that is not timed, so that no contender pays for the memory that the one before it went through.
     """
 
-    def __init__(self, benchmark, contenders, rounds, device="cpu", warm=1):
+    def __init__(self, benchmark, contenders, rounds, device="cpu", warm=1, untimed=False):
         self.contenders, self.times, self.walls, self.results = (
             contenders,
             {n: [] for n in contenders},
             {n: [] for n in contenders},
             {},
         )
-        self.device, self.clock = device, time.process_time if device == "cpu" else time.perf_counter
+        self.untimed, self.device, self.clock = untimed, device, time.process_time if device == "cpu" else time.perf_counter
         for name, run in contenders.items():
             for _ in range(warm):
                 self.results[name] = run()
@@ -35,6 +36,8 @@ class SideBySide:
         self.rounds = rounds
 
     def measure(self, name):
+        if self.untimed:
+            self.contenders[name]()
         self.synchronize()
         wall, start = time.perf_counter(), self.clock()
         self.contenders[name]()

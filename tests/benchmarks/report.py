@@ -108,6 +108,8 @@ def plot(device):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from catlib.lab.figures import COLOURS
+
     rows = read(device)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     shown = ("catlib", "catlib, compiled", "hand-written", "torchattacks", "foolbox", "ART")
@@ -116,7 +118,7 @@ def plot(device):
     bars = left.barh(
         [name for name, _, _ in attacks],
         [seconds for _, seconds, _ in attacks],
-        color=["C1" if name.startswith("catlib") else "0.7" for name, _, _ in attacks],
+        color=[COLOURS["CAT"] if name.startswith("catlib") else "0.7" for name, _, _ in attacks],
     )
     left.bar_label(bars, [f" {float(robust):.1%} stay right" for _, _, robust in attacks], fontsize=8)
     left.set(xlabel="seconds of CPU time", title="PGD-20 on 128 MNIST images, cnn", xlim=(0, 1.35 * attacks[0][1]))
@@ -125,10 +127,12 @@ def plot(device):
         if r["row"] == "sampling":
             name, n = r["measure"].rsplit(", n = ", 1)
             lines.setdefault(name, []).append((float(n), float(r["seconds"]) * 1e3))
+    markers = {True: iter("os^Dv"), False: iter("xPd*")}
     for name, points in sorted(lines.items(), key=lambda line: -max(line[1])[1]):
         ours = name.startswith("catlib")
         name = {"catlib, tree": "catlib, 1 class", "catlib, plain form": "catlib, 1 class, plain form"}.get(name, name)
-        right.loglog(*zip(*sorted(points), strict=True), "o-" if ours else "s--", label=name, ms=4, lw=2 if ours else 1)
+        look = {"color": COLOURS["CAT"], "lw": 1.8} if ours else {"color": "0.5", "lw": 1, "ls": "--"}
+        right.loglog(*zip(*sorted(points), strict=True), label=name, marker=next(markers[ours]), ms=5, mfc="white", **look)
     right.set(xlabel="examples n", ylabel="milliseconds of CPU time a step", title="Draw 256 by weight, each once")
     right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     for axis in (left, right):
