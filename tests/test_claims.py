@@ -110,7 +110,7 @@ def test_the_cells_of_tables_1_and_2_are_recomputed():
         assert [int(at_ticks), int(cat_ticks)] == [round(time / one) for time, one in zip(times, tick, strict=True)]
         assert float(printed) == pytest.approx(times[0] / times[1], abs=0.006)
         for part in ours.split("<br>"):
-            match = re.match(r"(.*?): AT (\d+), CAT (\d+) iterations \((\d)/\d and (\d)/\d seeds\): ([\d.]+)", part)
+            match = re.match(r"(.*?): AT (\d+) iterations, CAT (\d+) iterations \((\d)/\d and (\d)/\d seeds\): ([\d.]+)", part)
             if match:
                 name = next(
                     name
@@ -129,6 +129,22 @@ def test_the_cells_of_tables_1_and_2_are_recomputed():
                 assert float(match[6]) == pytest.approx(np.exp(np.mean(np.log(pairs))), abs=0.006)
                 checked += 1
     assert checked
+
+
+@measured
+def test_the_difference_at_the_end_in_the_verdict_is_recomputed():
+    """By PGD-20 with restarts, CAT - AT in points, paired by seed."""
+    said = re.findall(r"robust accuracy differs by ([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\] points", claims.verdict(TABLES))
+    there = [name for name in ("cpu_mnist_tables", "cpu_mnist_tables_0.3") if name in TABLES]
+    assert len(said) == len(there) > 0
+    for name, (mean, low, high) in zip(there, said, strict=True):
+        last = TABLES[name].dropna(subset="final_robust_accuracy").set_index(["arm", "seed"]).final_robust_accuracy
+        gaps = 100 * (last["CAT"] - last["AT"]).dropna().to_numpy()
+        assert float(mean) == pytest.approx(gaps.mean(), abs=0.051)
+        means = np.sort(gaps[np.indices((len(gaps),) * len(gaps)).reshape(len(gaps), -1)].mean(0))
+        for value, tail in ((low, 0.025), (high, 0.975)):
+            around = np.quantile(means, [tail - 0.005, tail + 0.005], method="inverted_cdf")
+            assert around[0] - 0.051 <= float(value) <= around[1] + 0.051
 
 
 def test_every_claim_has_a_row_and_an_open_one_the_command_that_fills_it():

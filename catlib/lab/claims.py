@@ -184,8 +184,8 @@ def cell(metric: str, level: float, printed: float) -> Callable:
     """A cell of Table 1 or 2."""
     def measure(records, table):
         speed = speed_at(records, [level], metric).iloc[0]
-        took = ", ".join(f"{name} never" if math.isnan(speed[name]) else f"{name} {speed[name]:.0f}" for name in ("AT", "CAT"))
-        ours = f"{took} iterations ({speed['AT reached']} and {speed['CAT reached']} seeds)"
+        took = ", ".join(f"{name} {'never' if math.isnan(speed[name]) else f'{speed[name]:.0f} iterations'}" for name in ("AT", "CAT"))
+        ours = f"{took} ({speed['AT reached']} and {speed['CAT reached']} seeds)"
         if math.isnan(speed.ratio):
             return ours, "not reached by both"
         verdict = faster(speed.low, speed.high, speed.pairs)
@@ -307,10 +307,11 @@ def alphas(records, table) -> Answer:
     arms = {"alpha 0": 0, "alpha 0.25": 0.25, "CAT": 0.5, "alpha 0.75": 0.75, "alpha 0.9": 0.9, "alpha 0.99": 0.99}
     last = ends(records).robust_accuracy
     gaps = {alpha: difference(last["CAT"], last[arm]) for arm, alpha in arms.items() if arm != "CAT" and arm in last}
-    better = ", ".join(f"{alpha:g}" for alpha, (_, low, _) in gaps.items() if low > 0) or "none"
-    worse = ", ".join(f"{alpha:g}" for alpha, (_, _, high) in gaps.items() if high < 0) or "none"
+    sides = {"better": [alpha for alpha, (_, low, _) in gaps.items() if low > 0],
+             "worse": [alpha for alpha, (_, _, high) in gaps.items() if high < 0]}
+    shown = "; ".join(f"0.5 shown {side} than {', '.join(f'{a:g}' for a in values)}" for side, values in sides.items() if values)
     ours = ", ".join(f"α = {alpha:g}: {100 * last[arm].mean():.1f} %" for arm, alpha in arms.items() if arm in last)
-    return f"robust accuracy at the end: {ours}", f"0.5 shown better than {better}, worse than {worse}"
+    return f"robust accuracy at the end: {ours}", shown or "no other value is shown better or worse"
 
 
 def few_examples(records, table) -> Answer:
@@ -470,7 +471,16 @@ def speed_sentence(tables: Tables) -> str:
                "CAT slower": "CAT needs more iterations than vanilla AT for a robust accuracy"}.get(
                    faster(low, high, seeds).split(" (")[0], "no difference in iterations between CAT and vanilla AT can be shown")
     return (f"On MNIST ({label(name)}, {seeds} seeds) {finding}: AT / CAT is {interval(ratio, low, high)} over all thresholds, "
-            f"where the paper prints {printed.min():.2f} to {printed.max():.2f}{strong_clause(tables)}.")
+            f"where the paper prints {printed.min():.2f} to {printed.max():.2f}{end_clause(tables[name])}{strong_clause(tables)}.")
+
+
+def end_clause(records: pd.DataFrame) -> str:
+    """What is left of it at the last iteration."""
+    last = ends(records)
+    if "final_robust_accuracy" not in last:
+        return ""
+    gap = difference(last.loc["CAT", "final_robust_accuracy"], last.loc["AT", "final_robust_accuracy"])
+    return f", and at the end CAT's robust accuracy differs by {points(gap)} points"
 
 
 def strong_clause(tables: Tables) -> str:
@@ -478,7 +488,8 @@ def strong_clause(tables: Tables) -> str:
     if not (name := next((name for name in STRONG if name in tables), None)):
         return ""
     ratio, low, high, seeds = overall(tables[name], levels_of(name, "robust_accuracy"), "robust_accuracy", "iteration", "AT", "CAT")
-    return f"; with {label(name).split(', ')[1]} it is {interval(ratio, low, high)} ({faster(low, high, seeds)})"
+    return (f"; with {label(name).split(', ')[1]} the ratio is {interval(ratio, low, high)} ({faster(low, high, seeds)})"
+            f"{end_clause(tables[name])}")
 
 
 def parts_sentence(tables: Tables) -> str:
@@ -600,6 +611,8 @@ def readme_results(tables: Tables) -> str:
         best = next((table for table in claim.tables if table in tables), None)
         ours = claim.measure(tables[best], best) if best else ("—", "open: `make study PROFILE=paper`, on a GPU")
         rows.append((claim.text, claim.paper, *ours))
+    end = at_the_end("AT", "CAT", "CAT better", "CAT worse")(tables[name], name)
+    rows.append(("Competitive defence effect (abstract)", "no number", *end))
     return (f"Ours: {label(name)}, iterations of 128 adversarial examples; a ratio is AT / CAT with its 95 % interval, paired by "
             f"seed. [Every claim of the paper](data/results/README.md).\n\n" + markdown(rows, ["", "paper", "ours", "verdict"])
             + "".join(strong_attack(tables[name], name) for name in STRONG if name in tables))
