@@ -92,7 +92,7 @@ def test_verdict_counts_levels_and_intervals():
                           [(1.5, 1.2, 1.9), (1.1, 0.9, 1.3), (1.0, 1.0, 1.0), (0.8, 0.7, 0.9), (math.nan,) * 3]])
     sentence = figures.verdict(table)
     assert "ahead of AT at 2 of 4 levels, behind at 1, level at 1" in sentence
-    assert "excludes 1 at 2, 1 of them in its favour" in sentence and "AT/CAT 1.05" in sentence
+    assert "excludes 1 at 2, in favour of CAT at 1;" in sentence and "AT/CAT 1.05" in sentence
     assert "nothing can be compared" in figures.verdict(table.tail(1))
 
 
@@ -128,7 +128,7 @@ def test_curves_by_number_take_shades_in_order():
 
 def test_heat_map_writes_every_number():
     axis = figures.heat_map(pd.DataFrame([[1.0, 2.5], [math.nan, 4.0]], index=["a", "b"], columns=[16, 32]), "title")
-    assert [text.get_text() for text in axis.texts] == ["1", "2.5", "", "4"]
+    assert [text.get_text() for text in axis.texts] == ["1.00", "2.50", "", "4.00"]
 
 
 def test_measured_reads_the_studys_tables(tmp_path):

@@ -166,6 +166,7 @@ def double(x):
 
 
 @pytest.mark.parametrize(("answer", "right", "on", "verdict"), [
+    ((None, None), (1, 2), None, "not yet"), ((1, None), (1, 2), None, "✗"),
     (5, 5, None, "✓"), (4, 5, None, "✗"), (..., 5, None, "not yet"), (None, 5, None, "not yet"),
     (0.5, lambda a: a < 1, None, "✓"), (2, lambda a: a < 1, None, "✗"), ("text", lambda a: a < 1, None, "✗"),
     (double, torch.tensor([2.0, 4.0]), (torch.tensor([1.0, 2.0]),), "✓"), (double, 5, (2,), "✗"),
@@ -202,6 +203,7 @@ def test_students_get_the_exercises_without_the_solutions():
     cells = exercises.student_cells(solved(code))
     assert [cell.source for cell in cells] == [
         "### Exercise 1 · one", "def f(x):\n    y = ...\n    # your code here\n    return y", "check(f, 1, 'one')"]
+    assert [cell.metadata.get("jupyter") for cell in cells] == [None, None, {"source_hidden": True}], "a check tells the answer"
 
 
 @pytest.mark.parametrize("code", ["### BEGIN SOLUTION\nf = 1", "f = 1\n### END SOLUTION"])

@@ -24,7 +24,7 @@ def check(answer, right, why: str, *, on: tuple | None = None) -> None:
     """Print whether an answer is right, or not there yet, and if it is wrong, why. Raises nothing, unless STRICT.
 
     Args:
-        answer: what the student gave; None or ... counts as blank.
+        answer: what the student gave; None, ... and a tuple of nothing else count as blank.
         right: the right answer (numbers, lists and tensors are compared to 1e-6), or a function of the answer that
             returns True if it is right.
         why: the reason behind the right answer, in words that help someone whose answer is wrong.
@@ -32,18 +32,22 @@ def check(answer, right, why: str, *, on: tuple | None = None) -> None:
 
     Raises: AssertionError: STRICT, and the answer is not right.
     """
-    blank, error, good = answer is None or answer is ..., None, False
+    blank, error, good = _blank(answer), None, False
     try:
         if on is not None and not blank:
             answer = answer(*on)
-            blank = answer is None or answer is ...
+            blank = _blank(answer)
         good = not blank and bool(right(answer) if callable(right) else _same(answer, right))
     except Exception as problem:  # a student's code may raise anything
         error = f" (your answer raised {type(problem).__name__}: {problem})"
-    verdict = "not yet: fill in the cell above" if blank else f"✓ {why}" if good else f"✗ {why}{error or ''}"
+    verdict = "not yet: fill in the cell above" if blank else f"✓ {why}" if good else f"✗ not right: {why}{error or ''}"
     if STRICT and not good:
         raise AssertionError(verdict)
     print(verdict)
+
+
+def _blank(answer) -> bool:
+    return answer is None or answer is ... or (isinstance(answer, tuple) and len(answer) > 0 and all(map(_blank, answer)))
 
 
 def _same(answer, right) -> bool:
@@ -55,7 +59,7 @@ def _same(answer, right) -> bool:
 
 
 def student_cells(solutions) -> list:
-    """The cells of the exercises, without their solutions or outputs.
+    """The cells of the exercises, without their solutions or outputs; the code of a check is folded, as it tells the answer.
 
     Args:
         solutions: a notebook (nbformat node); its exercises are all cells from the first `### Exercise` on.
@@ -73,6 +77,8 @@ def student_cells(solutions) -> list:
         new = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
         # numbered ids: they stay the same when the solutions are written anew
         cells.append(new(source, id=f"exercise-{number:02d}"))
+        if cell.cell_type == "code" and source == cell.source and "check(" in source:
+            cells[-1].metadata.jupyter = {"source_hidden": True}
     return cells
 
 

@@ -136,7 +136,7 @@ def verdict(table: pd.DataFrame, baseline: str = "AT", method: str = "CAT") -> s
     ahead, behind, median = (compared.ratio > 1).sum(), (compared.ratio < 1).sum(), compared.ratio.median()
     sure = compared[(compared.low > 1) | (compared.high < 1)]
     doubt = "at no level does the 95 % interval exclude 1" if sure.empty else (
-        f"the 95 % interval excludes 1 at {len(sure)}, {(sure.low > 1).sum()} of them in its favour")
+        f"the 95 % interval excludes 1 at {len(sure)}, in favour of {method} at {(sure.low > 1).sum()}")
     return (f"{method} was ahead of {baseline} at {ahead} of {len(compared)} levels, behind at {behind}, level at "
             f"{len(compared) - ahead - behind}; {doubt}; median ratio {baseline}/{method} {median:.2f}.")
 
@@ -220,10 +220,11 @@ def heat_map(table: pd.DataFrame, title: str = "", axis=None):
     """A table of numbers as colours with the number in each field; index downwards, columns across; the axis."""
     axis = axis or plt.subplots(figsize=(1.6 + 0.8 * table.shape[1], 1.4 + 0.45 * table.shape[0]))[1]
     values = table.to_numpy(float)
+    decimals = max(0, 2 - math.floor(math.log10(np.nanmax(np.abs(values)) or 1)))  # three digits of the largest
     picture = axis.imshow(values, cmap="viridis", aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        dark = picture.norm(value) < 0.6
-        axis.text(column, row, "" if math.isnan(value) else f"{value:.3g}", ha="center", va="center", color="white" if dark else "black")
+        colour = "white" if picture.norm(value) < 0.6 else "black"
+        axis.text(column, row, "" if math.isnan(value) else f"{value:.{decimals}f}", ha="center", va="center", color=colour)
     axis.set(xticks=range(table.shape[1]), xticklabels=table.columns, yticks=range(table.shape[0]), yticklabels=table.index,
              xlabel=table.columns.name or "", ylabel=table.index.name or "", title=title)
     axis.grid(False)

@@ -92,13 +92,13 @@ class TrainingPanel(BackgroundTraining):
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, 2, squeeze=False)
         # margins by hand: to find them anew for every frame would take as long as drawing it
-        figure.subplots_adjust(left=0.045, right=0.99, top=1 - 0.1 / rows, bottom=0.175 / rows, hspace=0.42, wspace=0.12)
+        figure.subplots_adjust(left=0.045, right=0.985, top=1 - 0.1 / rows, bottom=0.175 / rows, hspace=0.42, wspace=0.12)
         trial = next(iter(self.begun.values()))
         judge = f"PGD-{trial.evaluation_steps}, ε = {trial.epsilon:.3g}"
         self._draw_curves(axes[0, 0], "accuracy", "Accuracy (% of test images)")
         self._draw_curves(axes[0, 1], "robust_accuracy", f"Robust accuracy (%, {judge})")
         if len(self.records) > 1:
-            axes[0, 1].legend(loc="upper left", frameon=True, edgecolor="none")
+            axes[0, 1].legend(loc="lower right", frameon=True, edgecolor="none")
         if self.show_batch:
             name, training = next(reversed(self.trainings.items()), (None, None))
             self._draw_batch(axes[1, 0], training)
@@ -211,7 +211,7 @@ class TrainingPanel(BackgroundTraining):
         self.stop_button = w.Button(description="Stop", button_style="danger", icon="stop",
                                     tooltip="End with the current iteration")
         self.status_line, self.note, self.readings, self.failure = w.HTML(), w.HTML(), w.HTML(), w.HTML()
-        self.curves = w.Image(format="png", layout=w.Layout(width="100%", max_width="924px"))
+        self.curves = w.Image(format="png", layout=w.Layout(width="100%", max_width="924px", margin="0"))
         self.inputs = self._inputs()
         self.start_button.on_click(lambda _: self.start())
         self.pause_button.on_click(lambda _: self.resume() if self.state == "paused" else self.pause())
