@@ -202,7 +202,7 @@ def test_students_get_the_exercises_without_the_solutions():
     code = "def f(x):\n    y = ...\n    ### BEGIN SOLUTION\n    y = 2 * x\n    ### END SOLUTION\n    return y"
     cells = exercises.student_cells(solved(code))
     assert [cell.source for cell in cells] == [
-        "### Exercise 1 · one", "def f(x):\n    y = ...\n    # your code here\n    return y", "check(f, 1, 'one')"]
+        "### Exercise 1 · one", "def f(x):\n    y = ...\n    # your code here\n    return y", f"{exercises._FOLDED}check(f, 1, 'one')"]
     assert [cell.metadata.get("jupyter") for cell in cells] == [None, None, {"source_hidden": True}], "a check tells the answer"
 
 
@@ -217,7 +217,7 @@ def test_an_update_replaces_the_section_and_nothing_else_and_is_stable():
     after = exercises.updated(before, solved())
     code = "f = ...\n# your code here\nprint(f)"
     assert [cell.source for cell in after.cells] == [
-        "# 01", "## Exercises\nsome", "### Exercise 1 · one", code, "check(f, 1, 'one')", "## References"]
+        "# 01", "## Exercises\nsome", "### Exercise 1 · one", code, f"{exercises._FOLDED}check(f, 1, 'one')", "## References"]
     assert len(before.cells) == 4, "what was given is left as it was"
     after.cells[3].outputs, after.cells[3].execution_count = [nbformat.v4.new_output("stream", text="Ellipsis")], 7
     assert exercises.updated(after, solved()) == after, "outputs stay where the code did"

@@ -17,6 +17,7 @@ import torch
 from ..data import ROOT
 
 STRICT = False  # the solutions' notebooks set it to True: anything but a right answer then raises
+_FOLDED = "# The check. It tells the answer, so it is folded.\n"  # the line that JupyterLab shows of a folded cell
 _SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION$", re.M | re.S)
 
 
@@ -76,8 +77,9 @@ def student_cells(solutions) -> list:
             raise ValueError(f"'### BEGIN SOLUTION' and '### END SOLUTION' do not match in: {cell.source[:80]!r}")
         new = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
         # numbered ids: they stay the same when the solutions are written anew
-        cells.append(new(source, id=f"exercise-{number:02d}"))
-        if cell.cell_type == "code" and source == cell.source and "check(" in source:
+        told = cell.cell_type == "code" and source == cell.source and "check(" in source
+        cells.append(new(_FOLDED * told + source, id=f"exercise-{number:02d}"))
+        if told:
             cells[-1].metadata.jupyter = {"source_hidden": True}
     return cells
 

@@ -25,6 +25,7 @@ from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from ..data import CLASSES, data_root
 from .background import TURN, BackgroundTraining
@@ -115,6 +116,8 @@ class TrainingPanel(BackgroundTraining):
             axes.text(iteration, 2, f" {LABELS[setting].split(',')[0]} {value:.3g}", color="0.35", fontsize=8)
         axes.set(xlabel=AXES[self.against], ylim=(0, 101))
         axes.set_xlim(left=0, right=None if self.iteration else 1)
+        if self.against == "passes":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 60k, not 60000, which the margin would cut
         axes.set_title(title, loc="left")
         axes.grid(color="0.9")
 
