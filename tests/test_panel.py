@@ -242,6 +242,16 @@ def test_two_panels_do_not_disturb_each_other(panel):
     assert one.state == "finished" and one.iteration == 8
 
 
+def test_models_are_built_in_turn(panel, monkeypatch):
+    """Initial weights come of a seed in torch's global state, which another panel's thread would move."""
+    turns, build = [], background.build_training
+    monkeypatch.setattr(background, "build_training", lambda trial: (turns.append(background.TURN.locked()), build(trial))[1])
+    live = panel(trials(iterations=1))
+    live.start()
+    live.wait(60)
+    assert turns == [True] * len(live.trials)
+
+
 def test_threads_leave_pyplot_and_standard_output_alone(panel, capfd):
     plt.close("all")
     live = panel(trials(iterations=6), show_batch=True)

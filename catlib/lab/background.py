@@ -98,7 +98,8 @@ class BackgroundTraining:
     def _work(self) -> None:
         try:
             self.changed(new=True)
-            self.trainings = {name: build_training(trial) for name, trial in self.begun.items()}
+            with TURN:  # initial weights come of a seed set in the global state
+                self.trainings = {name: build_training(trial) for name, trial in self.begun.items()}
             streams = {name: records_of(self.begun[name], training) for name, training in self.trainings.items()}
             while streams and not self._stopping.is_set():
                 for name in list(streams):
