@@ -95,9 +95,10 @@ class CaseSampler(_BatchSampler):
                  tree: bool | None = None, seed: int = 0):
         super().__init__(labels, sampling_number, seed)
         self.alpha, self.log_weight = alpha, log_weight
-        labels = torch.as_tensor(labels).long()
-        _, groups, counts = (labels if class_balanced else labels * 0).unique(return_inverse=True, return_counts=True)
-        self._counts, self._draws, self._forest = counts.cpu().numpy(), 0, None
+        labels = torch.as_tensor(labels).long() if class_balanced else torch.zeros(self.n, dtype=torch.long, device=self.device)
+        counts = labels.bincount()
+        groups = ((counts > 0).cumsum(0) - 1)[labels]  # without the gaps that labels may leave
+        self._counts, self._draws, self._forest = counts[counts > 0].cpu().numpy(), 0, None
         if tree or (tree is None and self.device.type == "cpu" and self.n >= TREE_FROM and log_weight is None):
             from .kernels.tree import Forest  # numba takes a second to load
             self._forest = Forest(groups.numpy(), np.ones(self.n, np.float32))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from catlib import PGD, UniformSampler, build_model, load_data
+from catlib.data import data_root
 from catlib.lab import study
 from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
 from catlib.lab.runs import Trial, build_training, is_done, records_of, run
@@ -92,6 +93,14 @@ def test_an_epsilon_can_be_scaled_and_a_step_given_in_epsilons(monkeypatch):
     assert study.make_trial({"dataset": "mnist", "epsilon": 0.3, "scaled": 0.5}, {}).epsilon == 0.15
     assert study.make_trial({"dataset": "mnist", "epsilon": 0.3, "normalised": True}, {}).epsilon == 0.075
     assert study.make_trial({"dataset": "mnist", "epsilon": 0.2, "step": 1.25}, {}).step_size == 0.25
+
+
+@pytest.mark.parametrize("dataset", study.configuration()["deviations"])
+def test_the_deviation_is_that_of_the_pixels(dataset):
+    if dataset != "digits" and not (data_root() / f"{dataset}.npz").exists():
+        pytest.skip(f"no {dataset}.npz; set CATLIB_DATA to the folder that has it")
+    pixels = load_data(dataset).train(slice(5000))[0]
+    assert study.configuration()["deviations"][dataset] == pytest.approx(pixels.std().item(), abs=1e-4)
 
 
 def test_new_settings_keep_the_ids_of_old_runs():

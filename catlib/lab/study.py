@@ -448,6 +448,8 @@ def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, C
     for factor in (0.1, 1, 10, 100):
         yield f"pgd_20_logits_x{factor:g}", rescaled(factor)
     size, part = (8, 4) if options["tiny"] else (options["autoattack_size"], 250)
+    if size % part:
+        raise ValueError(f"autoattack_size is {size}; it must be a multiple of {part}, as its parts count alike.")
     for start in range(0, size, part):
         yield f"autoattack_{start}", partial(autoattack, slice(start, start + part))
 
