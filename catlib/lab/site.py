@@ -81,7 +81,7 @@ def write_course_map(notebooks, readme: Path = ROOT / "README.md", pictures: Pat
         cover = pictures / f"{path.stem}.png"
         picture = Image.open(io.BytesIO(base64.b64decode(page["picture"]))).convert("RGB")
         picture.thumbnail((400, 240))
-        picture.quantize(64).save(cover, optimize=True)
+        picture.quantize(256).save(cover, optimize=True)
         link, image = (os.path.relpath(target, readme.parent) for target in (path, cover))
         fields.append(f"[{page['title']}]({link})<br><img src=\"{image}\" width=\"260\" alt=\"\">")
     rows = [fields[i:i + 3] for i in range(0, len(fields), 3)]
