@@ -45,11 +45,13 @@ study: $(READY)  ## run the study of the paper's claims at the size PROFILE
 course: $(READY)  ## write the executed notebooks as a static site to runs/course
 	$(PYTHON) -m catlib.lab.batch course --dataset $(DATASET)
 
-lint: $(READY)  ## check style, notebooks included
+lint: $(READY)  ## check style, format and types, notebooks included
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean:  ## remove caches and build leftovers; runs/ and the environment stay
-	rm -rf build *.egg-info .benchmarks .hypothesis .pytest_cache .ruff_cache
+	rm -rf build *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # An environment that is already there is completed, not replaced.

@@ -9,5 +9,20 @@ from .samplers import CaseSampler, UniformSampler
 from .training import Record, Training
 
 __version__ = "0.1.0"
-__all__ = ["PGD", "CaseSampler", "Data", "Record", "Training", "UniformSampler", "accuracy", "build_model", "check_model",
-           "crop_and_flip", "information_gain", "load_data", "pgd", "robust_accuracy", "smooth"]
+__all__ = [
+    "PGD",
+    "CaseSampler",
+    "Data",
+    "Record",
+    "Training",
+    "UniformSampler",
+    "accuracy",
+    "build_model",
+    "check_model",
+    "crop_and_flip",
+    "information_gain",
+    "load_data",
+    "pgd",
+    "robust_accuracy",
+    "smooth",
+]

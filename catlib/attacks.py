@@ -14,9 +14,23 @@ from .kernels.step import compiled_step
 RULES, NORMS, BATCH_NORM_MODES = ("sign", "gradient"), ("linf", "l2"), ("eval", "train")
 
 
-def pgd(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, step_size: float | None = None, steps: int,
-        restarts: int = 1, random_start: bool = True, rule: str = "sign", norm: str = "linf", batch_norm: str = "eval",
-        early_stop: bool = False, batch_size: int = 512, generator: torch.Generator | None = None) -> Tensor:
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    step_size: float | None = None,
+    steps: int,
+    restarts: int = 1,
+    random_start: bool = True,
+    rule: str = "sign",
+    norm: str = "linf",
+    batch_norm: str = "eval",
+    early_stop: bool = False,
+    batch_size: int = 512,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     r"""Eq. 2: $\delta^j = \mathrm{Proj}_\epsilon(\delta^{j-1} + \eta\,\mathrm{sign}\,\nabla_\delta L(F(x+\delta^{j-1}), y))$.
 
     Args:
@@ -37,7 +51,18 @@ def pgd(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, ste
     Returns: adversarial images, detached, shaped like ``images``, in the ball and in [0, 1].
     Raises: ValueError, TypeError: for any argument outside what is written here; nothing was changed.
     """
-    attack = PGD(epsilon, step_size, steps, restarts, random_start, rule, norm, batch_norm, early_stop, batch_size)
+    attack = PGD(
+        epsilon,
+        step_size,
+        steps,
+        restarts,
+        random_start,
+        rule,
+        norm,
+        batch_norm,
+        early_stop,
+        batch_size,
+    )
     return attack(model, images, labels, generator=generator)
 
 
@@ -65,15 +90,26 @@ class PGD:
             object.__setattr__(self, "step_size", 2.5 * self.epsilon / max(self.steps, 1))
         for name in ("epsilon", "step_size"):
             if not isinstance(value := getattr(self, name), Real) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0, in units of images in [0, 1].")
+                raise ValueError(
+                    f"{name} is {value!r}; it must be a finite number of at least 0, in units of images in [0, 1]."
+                )
         for name, allowed in (("rule", RULES), ("norm", NORMS), ("batch_norm", BATCH_NORM_MODES)):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
         if self.restarts > 1 and not self.random_start:
-            raise ValueError(f"restarts is {self.restarts} with random_start=False: all restarts would be the same; use 1.")
+            raise ValueError(
+                f"restarts is {self.restarts} with random_start=False: all restarts would be the same; use 1."
+            )
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *,
-                 generator: torch.Generator | None = None, check: bool = True) -> Tensor:
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        check: bool = True,
+    ) -> Tensor:
         """Adversarial images; see :func:`pgd`. ``check=False`` trusts the images and labels (no wait for a GPU)."""
         if self.early_stop:
             return self.attack_until_broken(model, images, labels, generator=generator)[0]
@@ -86,17 +122,30 @@ class PGD:
                 adversarial, move = self._start(x, generator), self._stepper(x)
                 step = compiled_step(model, move, y) if self.compile else None
                 for _ in range(self.steps):
-                    adversarial = step(adversarial) if step else move(adversarial, gradient(adversarial, y)[0])
+                    adversarial = (
+                        step(adversarial)
+                        if step
+                        else move(adversarial, gradient(adversarial, y)[0])
+                    )
                 if self.restarts == 1:
                     return adversarial
                 losses = F.cross_entropy(logits_of(adversarial), y, reduction="none").to(worst_loss)
-                for candidate, loss in zip(adversarial.chunk(count), losses.chunk(count), strict=True):
+                for candidate, loss in zip(
+                    adversarial.chunk(count), losses.chunk(count), strict=True
+                ):
                     larger = loss > worst_loss
                     worst[larger], worst_loss[larger] = candidate[larger], loss[larger]
             return worst
 
-    def attack_until_broken(self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None,
-                            batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+    def attack_until_broken(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Attack each image until any iterate of any restart is misclassified.
 
         The survivors are packed into full batches before every step, so a pass is spent on nothing else. Starts are drawn for
@@ -106,21 +155,34 @@ class PGD:
         """
         with _attacking(model, images, labels, self) as (gradient, logits_of):
             batch_size = batch_size or self.batch_size
-            worst, broken = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+            worst, broken = (
+                images.clone(),
+                torch.zeros(len(images), dtype=torch.bool, device=images.device),
+            )
             for restart in range(self.restarts + 1):  # at first, the images themselves
-                steps, start = (self.steps, self._start(images, generator)) if restart else (0, images)
+                steps, start = (
+                    (self.steps, self._start(images, generator)) if restart else (0, images)
+                )
                 alive = (~broken).nonzero().squeeze(1)
                 current = start[alive]
                 for step in range(steps + 1):
                     if not len(alive):
                         break  # not every model takes an empty batch
                     last, kept = step == steps, []
-                    for ids, adversarial in zip(alive.split(batch_size), current.split(batch_size), strict=True):
-                        slope, logits = (None, logits_of(adversarial)) if last else gradient(adversarial, labels[ids].long())
+                    for ids, adversarial in zip(
+                        alive.split(batch_size), current.split(batch_size), strict=True
+                    ):
+                        slope, logits = (
+                            (None, logits_of(adversarial))
+                            if last
+                            else gradient(adversarial, labels[ids].long())
+                        )
                         right = logits.argmax(1) == labels[ids]
                         worst[ids], broken[ids] = adversarial, ~right
                         if not last:
-                            kept.append(self._stepper(images[ids[right]])(adversarial[right], slope[right]))
+                            kept.append(
+                                self._stepper(images[ids[right]])(adversarial[right], slope[right])
+                            )
                     alive, current = alive[~broken[alive]], current if last else torch.cat(kept)
             return worst, broken
 
@@ -131,16 +193,29 @@ class PGD:
             (generator := torch.Generator(images.device)).seed()
         noise = torch.empty_like(images)
         if self.norm == "linf":
-            return noise.uniform_(-self.epsilon, self.epsilon, generator=generator).add_(images).clamp_(0, 1)
-        radius = torch.empty(len(images), 1, 1, 1).to(images).uniform_(0, self.epsilon, generator=generator)
+            return (
+                noise.uniform_(-self.epsilon, self.epsilon, generator=generator)
+                .add_(images)
+                .clamp_(0, 1)
+            )
+        radius = (
+            torch.empty(len(images), 1, 1, 1)
+            .to(images)
+            .uniform_(0, self.epsilon, generator=generator)
+        )
         return images.add(radius * _unit(noise.normal_(generator=generator))).clamp_(0, 1)
 
     def _stepper(self, images: Tensor):
         """The step of Eq. 2 and its projection, for adversarial versions of these images."""
         if self.norm == "linf":
-            lower, upper = (images - self.epsilon).clamp_(min=0), (images + self.epsilon).clamp_(max=1)
+            lower, upper = (
+                (images - self.epsilon).clamp_(min=0),
+                (images + self.epsilon).clamp_(max=1),
+            )
             if self.rule == "sign":
-                return lambda x, slope: x.add(slope.sign_(), alpha=self.step_size).clamp_(lower, upper)
+                return lambda x, slope: x.add(slope.sign_(), alpha=self.step_size).clamp_(
+                    lower, upper
+                )
             return lambda x, slope: x.add(slope).clamp_(lower, upper)
 
         def step(x, slope):
@@ -148,6 +223,7 @@ class PGD:
             # a millionth inside, so that rounding cannot carry an image out of the ball
             shrink = (self.epsilon * (1 - 1e-6) / _length(delta)).clamp(max=1)
             return delta.mul_(shrink).add_(images).clamp_(0, 1)
+
         return step
 
 
@@ -157,7 +233,11 @@ def _length(x: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     # first by the largest entry: the square of a small gradient underflows
-    return x / (scale := x.abs().amax((1, 2, 3), keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)) / _length(x / scale)
+    return (
+        x
+        / (scale := x.abs().amax((1, 2, 3), keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny))
+        / _length(x / scale)
+    )
 
 
 @contextmanager
@@ -165,24 +245,40 @@ def _attacking(model: nn.Module, images: Tensor, labels: Tensor, attack: PGD, ch
     """Check the batch, lend the frozen model in attack mode, and hand it back exactly as it was."""
     top = check_batch(images, labels) if check else -1
     changes = [(module, "training", False) for module in model.modules()]
-    changes += [(parameter, "requires_grad", False) for parameter in model.parameters() if parameter.requires_grad]
+    changes += [
+        (parameter, "requires_grad", False)
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    ]
     if attack.batch_norm == "train":
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        changes += [(norm, *change) for norm in norms for change in (("training", True), ("track_running_stats", False))]
+        norms = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        changes += [
+            (norm, *change)
+            for norm in norms
+            for change in (("training", True), ("track_running_stats", False))
+        ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
 
     def forward(x):
         logits = model(x)
         if logits.ndim != 2 or len(logits) != len(x) or top >= logits.shape[1]:
-            raise ValueError(f"the model returned {tuple(logits.shape)} for {len(x)} images with labels up to {top}; it must "
-                             f"return logits (B, K), and labels must lie in 0..K-1.")
+            raise ValueError(
+                f"the model returned {tuple(logits.shape)} for {len(x)} images with labels up to {top}; it must "
+                f"return logits (B, K), and labels must lie in 0..K-1."
+            )
         return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
     def gradient(x, y):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = forward(x)
-            loss = F.cross_entropy(logits, y, reduction="sum")  # a sum: each gradient is its example's own, in any batch
+            loss = F.cross_entropy(
+                logits, y, reduction="sum"
+            )  # a sum: each gradient is its example's own, in any batch
             return torch.autograd.grad(loss, x)[0], logits.detach()
 
     try:
@@ -198,21 +294,30 @@ def _attacking(model: nn.Module, images: Tensor, labels: Tensor, attack: PGD, ch
 def check_batch(images: Tensor, labels: Tensor) -> int:
     """Refuse what is not a batch of images (B, C, H, W) in [0, 1] with labels (B,); the largest label, -1 if empty."""
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise TypeError(f"images and labels must be tensors, not {type(images).__name__} and {type(labels).__name__}.")
+        raise TypeError(
+            f"images and labels must be tensors, not {type(images).__name__} and {type(labels).__name__}."
+        )
     if images.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"images are {images.dtype}; they must be float32 or float64 in [0, 1] (for bytes: images.float() / 255; "
-                        f"for speed, keep the images float32 and use torch.autocast).")
+        raise TypeError(
+            f"images are {images.dtype}; they must be float32 or float64 in [0, 1] (for bytes: images.float() / 255; "
+            f"for speed, keep the images float32 and use torch.autocast)."
+        )
     if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} must be (B, C, H, W) and (B,).")
+        raise ValueError(
+            f"images {tuple(images.shape)} and labels {tuple(labels.shape)} must be (B, C, H, W) and (B,)."
+        )
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise TypeError(f"labels are {labels.dtype}; they must be integers in 0..K-1.")
     if images.numel() == 0:
         return -1
     low, high = (value.item() for value in images.aminmax())
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: normalise inside the model.")
+        raise ValueError(
+            f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: normalise inside the model."
+        )
     first, top = (int(value.item()) for value in labels.aminmax())
     if first < 0:
-        raise ValueError(f"a label is {first}; labels must lie in 0..K-1 (torch would silently ignore -100).")
+        raise ValueError(
+            f"a label is {first}; labels must lie in 0..K-1 (torch would silently ignore -100)."
+        )
     return top
-

@@ -13,8 +13,30 @@ ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 CLASSES = {
     **dict.fromkeys(("digits", "mnist"), tuple("0123456789")),
-    "fashion_mnist": ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "fashion_mnist": (
+        "T-shirt",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "boot",
+    ),
+    "cifar10": (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
 }
 
 
@@ -44,16 +66,28 @@ class Data:
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """The usual augmentation of CIFAR-10, on the device: every image shifted by up to ``padding`` pixels, half mirrored."""
     (n, _, height, width), device, shifts = images.shape, images.device, 2 * padding + 1
-    down, right, mirror = (torch.randint(high, (n, 1), generator=generator, device=device) for high in (shifts, shifts, 2))
-    rows, columns = down + torch.arange(height, device=device), right + torch.arange(width, device=device)
+    down, right, mirror = (
+        torch.randint(high, (n, 1), generator=generator, device=device)
+        for high in (shifts, shifts, 2)
+    )
+    rows, columns = (
+        down + torch.arange(height, device=device),
+        right + torch.arange(width, device=device),
+    )
     columns = torch.where(mirror.bool(), columns.flip(1), columns)
     padded = torch.nn.functional.pad(images, [padding] * 4)
-    return padded[torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    return padded[
+        torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None]
+    ].permute(0, 3, 1, 2)
 
 
 def data_root(root: str | Path | None = None) -> Path:
     """Where datasets lie: the argument, else the environment's CATLIB_DATA, else data/cache in the repository."""
-    return Path(root or os.environ.get("CATLIB_DATA") or ROOT / "data" / "cache").expanduser().resolve()
+    return (
+        Path(root or os.environ.get("CATLIB_DATA") or ROOT / "data" / "cache")
+        .expanduser()
+        .resolve()
+    )
 
 
 def load_data(name: str, root: str | Path | None = None) -> Data:
@@ -67,14 +101,17 @@ def load_data(name: str, root: str | Path | None = None) -> Data:
     if name not in CLASSES:
         raise ValueError(f"dataset is {name!r}; it must be one of {', '.join(CLASSES)}.")
     arrays = _digits() if name == "digits" else _read(name, data_root(root) / f"{name}.npz")
-    x_train, x_test = ((x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)).contiguous()
-                       for x in map(torch.from_numpy, arrays[::2]))
+    x_train, x_test = (
+        (x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)).contiguous()
+        for x in map(torch.from_numpy, arrays[::2])
+    )
     y_train, y_test = (torch.from_numpy(y.reshape(-1).astype(np.int64)) for y in arrays[1::2])
     return Data(name, x_train, y_train, x_test, y_test, CLASSES[name])
 
 
 def _digits() -> list[np.ndarray]:
     from sklearn.datasets import load_digits
+
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     x, y = (digits.images[order] * (255 / 16)).round().astype(np.uint8), digits.target[order]
@@ -84,7 +121,9 @@ def _digits() -> list[np.ndarray]:
 def _read(name: str, path: Path) -> list[np.ndarray]:
     if not path.exists():
         _download(name, path)
-    advice = f"Delete it, and load_data({name!r}) downloads it again; or put a whole copy in its place."
+    advice = (
+        f"Delete it, and load_data({name!r}) downloads it again; or put a whole copy in its place."
+    )
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = [archive[key] for key in KEYS]
@@ -92,23 +131,43 @@ def _read(name: str, path: Path) -> list[np.ndarray]:
         raise ValueError(f"{path} is damaged or half-written ({error}). {advice}") from error
     for split, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
         y = y.reshape(-1)
-        fits = x.dtype == np.uint8 and x.ndim in (3, 4) and y.dtype.kind in "iu" and len(x) == len(y) > 0
+        fits = (
+            x.dtype == np.uint8
+            and x.ndim in (3, 4)
+            and y.dtype.kind in "iu"
+            and len(x) == len(y) > 0
+        )
         if not fits or not 0 <= y.min() <= y.max() < 10:
-            raise ValueError(f"{path} is not such a dataset: x_{split} {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; "
-                             f"expected uint8 (n, H, W) or (n, H, W, C) and integer labels (n,) in 0..9. {advice}")
+            raise ValueError(
+                f"{path} is not such a dataset: x_{split} {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; "
+                f"expected uint8 (n, H, W) or (n, H, W, C) and integer labels (n,) in 0..9. {advice}"
+            )
     return arrays
 
 
 def _download(name: str, path: Path) -> None:
     from torchvision import datasets
-    source = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
+
+    source = {
+        "mnist": datasets.MNIST,
+        "fashion_mnist": datasets.FashionMNIST,
+        "cifar10": datasets.CIFAR10,
+    }[name]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             splits = [source(folder, train=train, download=True) for train in (True, False)]
-            arrays = [np.asarray(part, np.uint8) for split in splits for part in (split.data, split.targets)]
-            np.savez_compressed(whole := Path(folder) / "whole.npz", **dict(zip(KEYS, arrays, strict=True)))
+            arrays = [
+                np.asarray(part, np.uint8)
+                for split in splits
+                for part in (split.data, split.targets)
+            ]
+            np.savez_compressed(
+                whole := Path(folder) / "whole.npz", **dict(zip(KEYS, arrays, strict=True))
+            )
             os.replace(whole, path)
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(f"{path} does not exist, and downloading {name} failed ({error}). Put {name}.npz there, or set "
-                           f"CATLIB_DATA to the folder that has it, or use load_data('digits'), which needs neither.") from error
+        raise RuntimeError(
+            f"{path} does not exist, and downloading {name} failed ({error}). Put {name}.npz there, or set "
+            f"CATLIB_DATA to the folder that has it, or use load_data('digits'), which needs neither."
+        ) from error

@@ -15,12 +15,25 @@ def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B,), integers in 0..K-1.
     Returns: (B,), detached. Raises: ValueError: shapes or labels outside what is written here.
     """
-    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype} must be (B, K), K > 1, "
-                         f"and (B,) integers.")
+    if (
+        logits.ndim != 2
+        or logits.shape[1] < 2
+        or labels.shape != logits.shape[:1]
+        or labels.is_floating_point()
+    ):
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype} must be (B, K), K > 1, "
+            f"and (B,) integers."
+        )
     # on a GPU the check would wait for the device, and torch's own index check is not silent there
-    if labels.numel() and not labels.is_cuda and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
-        raise ValueError(f"labels go from {labels.min()} to {labels.max()}; they must lie in 0..{logits.shape[1] - 1}.")
+    if (
+        labels.numel()
+        and not labels.is_cuda
+        and not 0 <= labels.min() <= labels.max() < logits.shape[1]
+    ):
+        raise ValueError(
+            f"labels go from {labels.min()} to {labels.max()}; they must lie in 0..{logits.shape[1] - 1}."
+        )
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     true = labels.long().unsqueeze(1)
     return logits.scatter(1, true, -torch.inf).amax(1) - logits.gather(1, true).squeeze(1)
@@ -38,6 +51,8 @@ def smooth(previous: Tensor, gain: Tensor, alpha: float) -> Tensor:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; it must lie in [0, 1] (Eq. 4).")
     if previous.shape != gain.shape:
-        raise ValueError(f"previous {tuple(previous.shape)} and gain {tuple(gain.shape)} must have the same shape.")
+        raise ValueError(
+            f"previous {tuple(previous.shape)} and gain {tuple(gain.shape)} must have the same shape."
+        )
     dtype = torch.promote_types(torch.promote_types(previous.dtype, gain.dtype), torch.float32)
     return alpha * previous.to(dtype) + (1 - alpha) * gain.to(dtype)

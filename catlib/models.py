@@ -33,28 +33,43 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
         raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}.")
     _, channels, height, width = data.x_train.shape
     # some thousand images, evenly spaced, give mean and deviation to three digits
-    sample = data.x_train[::max(1, len(data.x_train) // 5000)].cpu().float().div_(255)
+    sample = data.x_train[:: max(1, len(data.x_train) // 5000)].cpu().float().div_(255)
     normalize = Normalize(sample.mean((0, 2, 3)), sample.std((0, 2, 3)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _cnn(channels, height, width, len(data.classes)) if name == "cnn" else _resnet18(channels, len(data.classes))
+        network = (
+            _cnn(channels, height, width, len(data.classes))
+            if name == "cnn"
+            else _resnet18(channels, len(data.classes))
+        )
     return nn.Sequential(normalize, network)
 
 
 def _cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
     network = nn.Sequential(
-        nn.Conv2d(channels, 16, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(32 * (height // 4) * (width // 4), 128), nn.ReLU(), nn.Linear(128, classes))
+        nn.Conv2d(channels, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 128),
+        nn.ReLU(),
+        nn.Linear(128, classes),
+    )
     for layer in network:
-        if isinstance(layer, nn.Conv2d | nn.Linear):  # torch's smaller initial weights often leave AT at chance
+        if isinstance(
+            layer, nn.Conv2d | nn.Linear
+        ):  # torch's smaller initial weights often leave AT at chance
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return network
 
 
 def _resnet18(channels: int, classes: int) -> nn.Module:
     from torchvision.models import resnet18
+
     network = resnet18(num_classes=classes)
     network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
-    return network.to(memory_format=torch.channels_last)  # faster on every device; the cnn is so on a GPU and compiled only
+    return network.to(
+        memory_format=torch.channels_last
+    )  # faster on every device; the cnn is so on a GPU and compiled only

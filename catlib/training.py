@@ -17,8 +17,13 @@ from .gain import information_gain
 from .kernels.step import compiled
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-PARTS, COUNTERS = ("model", "optimizer", "scheduler", "sampler"), ("seed", "iteration", "examples", "passes", "seconds")
-Batch = namedtuple("Batch", "indices labels adversarial logits gain")  # what an iteration saw, tensors (sampling_number, ...)
+PARTS, COUNTERS = (
+    ("model", "optimizer", "scheduler", "sampler"),
+    ("seed", "iteration", "examples", "passes", "seconds"),
+)
+Batch = namedtuple(
+    "Batch", "indices labels adversarial logits gain"
+)  # what an iteration saw, tensors (sampling_number, ...)
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class Record:
 
     iteration: int
     examples: int  # adversarial examples drawn
-    passes: int  # images sent forward and backward through the model: steps of the attack and updates
+    passes: (
+        int  # images sent forward and backward through the model: steps of the attack and updates
+    )
     seconds: float  # training time
     loss: float | None  # cross-entropy on the adversarial batch, before the update
     coverage: float | None  # share of the training images drawn at least once
@@ -64,23 +71,59 @@ class Training(Iterator[Record]):
     Raises: ValueError, TypeError: a bad argument. FloatingPointError: a loss not finite; the model is as before that iteration.
     """
 
-    def __init__(self, model: nn.Module, data: Data, sampler, attack: Callable, optimizer=None, *, scheduler=None,
-                 iterations: int | None = None, evaluate_every: int = 0, evaluation_attack: Callable | None = None,
-                 evaluation_size: int = 500, augment: Callable | None = None, seed: int = 0, device: str = "auto",
-                 precision: str = "auto", compile: bool = False, progress: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        sampler,
+        attack: Callable,
+        optimizer=None,
+        *,
+        scheduler=None,
+        iterations: int | None = None,
+        evaluate_every: int = 0,
+        evaluation_attack: Callable | None = None,
+        evaluation_size: int = 500,
+        augment: Callable | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        precision: str = "auto",
+        compile: bool = False,
+        progress: bool = False,
+    ):
         if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
+            raise ValueError(
+                f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}."
+            )
         if not hasattr(sampler, "update"):
-            raise TypeError(f"sampler is a {type(sampler).__name__} without update(indices, gain); see CaseSampler.")
+            raise TypeError(
+                f"sampler is a {type(sampler).__name__} without update(indices, gain); see CaseSampler."
+            )
         if getattr(sampler, "n", len(data.y_train)) != len(data.y_train):
-            raise ValueError(f"the sampler draws from {sampler.n} examples; the data have {len(data.y_train)}.")
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.model, self.data, self.sampler, self.attack = model.to(self.device), data.to(self.device), sampler, attack
+            raise ValueError(
+                f"the sampler draws from {sampler.n} examples; the data have {len(data.y_train)}."
+            )
+        self.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        )
+        self.model, self.data, self.sampler, self.attack = (
+            model.to(self.device),
+            data.to(self.device),
+            sampler,
+            attack,
+        )
         self.optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        self.scheduler, self.iterations, self.evaluate_every, self.augment = scheduler, iterations, evaluate_every, augment
+        self.scheduler, self.iterations, self.evaluate_every, self.augment = (
+            scheduler,
+            iterations,
+            evaluate_every,
+            augment,
+        )
         if evaluation_attack is None and evaluate_every:
             if not isinstance(attack, PGD):
-                raise ValueError("evaluation_attack is None, and attack is no PGD to take it from; say how to judge robustness.")
+                raise ValueError(
+                    "evaluation_attack is None, and attack is no PGD to take it from; say how to judge robustness."
+                )
             evaluation_attack = replace(attack, steps=20, step_size=None)
         self.evaluation_attack, self.evaluation_size = evaluation_attack, evaluation_size
         self._cuda = [self.device] if self.device.type == "cuda" else []
@@ -91,7 +134,12 @@ class Training(Iterator[Record]):
             self.attack = replace(attack, compile=not attack.early_stop)
         if compile or self._cuda:
             self.model.to(memory_format=torch.channels_last)
-        self._progress, self._bar, self._batches, self._generator = progress, None, iter(sampler), torch.Generator(self.device)
+        self._progress, self._bar, self._batches, self._generator = (
+            progress,
+            None,
+            iter(sampler),
+            torch.Generator(self.device),
+        )
         self.seed, self.iteration, self.examples, self.passes, self.seconds = seed, 0, 0, 0, 0.0
         self.seen = torch.zeros(len(data.y_train), dtype=torch.bool, device=self.device)
         self.batch: Batch | None = None
@@ -107,7 +155,11 @@ class Training(Iterator[Record]):
         try:
             with torch.random.fork_rng(devices=self._cuda), self._autocast:
                 # random numbers of an iteration's own: no state to store (mixed, as a CPU heeds only 32 bits of a seed)
-                torch.manual_seed(stream := int(np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)[0]))
+                torch.manual_seed(
+                    stream := int(
+                        np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)[0]
+                    )
+                )
                 self._generator.manual_seed(stream)
                 if self.augment:
                     images = self.augment(images, self._generator)
@@ -120,12 +172,21 @@ class Training(Iterator[Record]):
         self.batch = Batch(indices, labels, adversarial, logits, gain)
         self.iteration, self.examples = self.iteration + 1, self.examples + len(labels)
         self.seen[indices.to(self.device)] = True
-        due = bool(self.evaluate_every) and (self.iteration % self.evaluate_every == 0 or self.iteration == self.iterations)
+        due = bool(self.evaluate_every) and (
+            self.iteration % self.evaluate_every == 0 or self.iteration == self.iterations
+        )
         if due and self._cuda:
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - start
         known = (loss.item(), self.seen.double().mean().item()) if host or due else (None, None)
-        record = Record(self.iteration, self.examples, self.passes, self.seconds, *known, *(self.evaluate() if due else ()))
+        record = Record(
+            self.iteration,
+            self.examples,
+            self.passes,
+            self.seconds,
+            *known,
+            *(self.evaluate() if due else ()),
+        )
         self._show(record)
         return record
 
@@ -143,12 +204,18 @@ class Training(Iterator[Record]):
         if isinstance(self.attack, PGD):
             # images and labels come from the data set, which was checked when it was loaded
             if self.attack.compile:  # no hook counts inside a graph
-                self.passes += (self.attack.steps + (self.attack.restarts > 1)) * self.attack.restarts * len(images)
+                self.passes += (
+                    (self.attack.steps + (self.attack.restarts > 1))
+                    * self.attack.restarts
+                    * len(images)
+                )
             network = self.model if self.attack.compile else self._network
             return self.attack(network, images, labels, generator=self._generator, check=False)
         adversarial = self.attack(self._network, images, labels).detach()
         if adversarial.shape != images.shape:
-            raise ValueError(f"the attack returned {tuple(adversarial.shape)} for images {tuple(images.shape)}.")
+            raise ValueError(
+                f"the attack returned {tuple(adversarial.shape)} for images {tuple(images.shape)}."
+            )
         return adversarial
 
     def _update(self, adversarial: Tensor, labels: Tensor, host: bool) -> tuple[Tensor, Tensor]:
@@ -158,13 +225,17 @@ class Training(Iterator[Record]):
         logits = self._network(adversarial)
         loss = nn.functional.cross_entropy(logits, labels)
         if host and not loss.isfinite():
-            raise FloatingPointError(f"the loss is {loss.item()} at iteration {self.iteration + 1}: training diverged; "
-                                     f"lower the learning rate. The model is as it was before this iteration.")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at iteration {self.iteration + 1}: training diverged; "
+                f"lower the learning rate. The model is as it was before this iteration."
+            )
         loss.backward()
         self.optimizer.step()
         if self.scheduler:
             self.scheduler.step()
-        return loss.detach(), logits.detach().to(torch.float32, copy=True)  # a CUDA graph writes over its output
+        return loss.detach(), logits.detach().to(
+            torch.float32, copy=True
+        )  # a CUDA graph writes over its output
 
     def _count(self, _, images: tuple[Tensor]) -> None:
         self.passes += len(images[0])
@@ -172,24 +243,40 @@ class Training(Iterator[Record]):
     def evaluate(self) -> tuple[float, float]:
         """Accuracy and robust accuracy on the fixed subset of the test images."""
         images, labels = self.data.test(slice(self.evaluation_size))
-        return accuracy(self.model, images, labels), robust_accuracy(self.model, images, labels, self.evaluation_attack)
+        return accuracy(self.model, images, labels), robust_accuracy(
+            self.model, images, labels, self.evaluation_attack
+        )
 
     def _show(self, record: Record) -> None:
         if self._progress:
-            self._bar = tqdm(total=self.iterations, initial=record.iteration - 1, unit="it") if self._bar is None else self._bar
+            self._bar = (
+                tqdm(total=self.iterations, initial=record.iteration - 1, unit="it")
+                if self._bar is None
+                else self._bar
+            )
             self._bar.update()
             if record.accuracy is not None:
-                self._bar.set_postfix(accuracy=f"{record.accuracy:.1%}", robust=f"{record.robust_accuracy:.1%}")
+                self._bar.set_postfix(
+                    accuracy=f"{record.accuracy:.1%}", robust=f"{record.robust_accuracy:.1%}"
+                )
 
     def state_dict(self) -> dict:
         """All that a later run needs to go on; plain values and tensors (loads with ``weights_only=True``)."""
-        states = {name: part.state_dict() for name in PARTS if (part := getattr(self, name)) is not None}
-        return {"scheduler": None} | states | {name: getattr(self, name) for name in (*COUNTERS, "seen")}
+        states = {
+            name: part.state_dict() for name in PARTS if (part := getattr(self, name)) is not None
+        }
+        return (
+            {"scheduler": None}
+            | states
+            | {name: getattr(self, name) for name in (*COUNTERS, "seen")}
+        )
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where ``state`` was taken. Build the Training from the same arguments first."""
         if state["seen"].shape != self.seen.shape:
-            raise ValueError(f"the state is of {len(state['seen'])} training images; the data have {len(self.seen)}.")
+            raise ValueError(
+                f"the state is of {len(state['seen'])} training images; the data have {len(self.seen)}."
+            )
         for name in PARTS:
             if (part := getattr(self, name)) is not None:
                 part.load_state_dict(state[name])

@@ -34,11 +34,16 @@ def digits() -> catlib.Data:
 @pytest.fixture(scope="session", params=["mnist", "cifar10"])
 def real_data(request) -> catlib.Data:
     """Real images where they are found: in CATLIB_DATA, in data/cache, or in shared/data beside the repository."""
-    roots = [catlib.data.data_root(), Path(catlib.__file__).resolve().parents[2] / "shared" / "data"]
+    roots = [
+        catlib.data.data_root(),
+        Path(catlib.__file__).resolve().parents[2] / "shared" / "data",
+    ]
     for root in roots:
         if (root / f"{request.param}.npz").exists():
             return catlib.load_data(request.param, root)
-    pytest.skip(f"no {request.param}.npz in {' or '.join(map(str, roots))}; set CATLIB_DATA to the folder that has it")
+    pytest.skip(
+        f"no {request.param}.npz in {' or '.join(map(str, roots))}; set CATLIB_DATA to the folder that has it"
+    )
 
 
 class ConvNet(nn.Module):
@@ -48,8 +53,15 @@ class ConvNet(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.conv, self.deep = nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(8, 12, 3, stride=2)
-            self.norm, self.frozen_norm, self.drop = nn.BatchNorm2d(8), nn.BatchNorm2d(12), nn.Dropout(0.5)
+            self.conv, self.deep = (
+                nn.Conv2d(channels, 8, 3, padding=1),
+                nn.Conv2d(8, 12, 3, stride=2),
+            )
+            self.norm, self.frozen_norm, self.drop = (
+                nn.BatchNorm2d(8),
+                nn.BatchNorm2d(12),
+                nn.Dropout(0.5),
+            )
             self.head = nn.Linear(12, classes)
             for norm in (self.norm, self.frozen_norm):
                 nn.init.normal_(norm.running_mean, std=0.3)
@@ -62,7 +74,9 @@ class ConvNet(nn.Module):
     def forward(self, x):
         x = self.norm(self.conv(x - 0.5)).relu()
         x = self.drop(self.frozen_norm(self.deep(x)).relu().mean((2, 3)))
-        return self.head(x.view(x.size(0), -1))  # like many a model, this one refuses an empty batch
+        return self.head(
+            x.view(x.size(0), -1)
+        )  # like many a model, this one refuses an empty batch
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +88,9 @@ def conv_net():
 def classifier(digits):
     """A model of the digits trained for a second without adversary: right on most, and easily broken."""
     model = catlib.build_model("cnn", digits)
-    for _ in catlib.Training(model, digits, catlib.UniformSampler(digits.y_train), catlib.PGD(0, steps=0), iterations=40):
+    for _ in catlib.Training(
+        model, digits, catlib.UniformSampler(digits.y_train), catlib.PGD(0, steps=0), iterations=40
+    ):
         pass
     for parameter in model.parameters():
         parameter.grad = None
@@ -84,18 +100,40 @@ def classifier(digits):
 @pytest.fixture(scope="session")
 def snapshot():
     """A function: all that an attack must leave alone, as values that compare with ==."""
+
     def take(model: nn.Module) -> list:
-        parameters, tensors = list(model.named_parameters()), [*model.named_parameters(), *model.named_buffers()]
-        return [[(name, m.training, sorted(k for k in vars(m)), getattr(m, "track_running_stats", None), len(m._forward_hooks))
-                 for name, m in model.named_modules()],
-                [(name, t.data_ptr(), t.stride(), t.requires_grad, t.dtype, t.tolist()) for name, t in tensors],
-                [(name, None if p.grad is None else (p.grad.data_ptr(), p.grad.tolist())) for name, p in parameters]]
+        parameters, tensors = (
+            list(model.named_parameters()),
+            [*model.named_parameters(), *model.named_buffers()],
+        )
+        return [
+            [
+                (
+                    name,
+                    m.training,
+                    sorted(k for k in vars(m)),
+                    getattr(m, "track_running_stats", None),
+                    len(m._forward_hooks),
+                )
+                for name, m in model.named_modules()
+            ],
+            [
+                (name, t.data_ptr(), t.stride(), t.requires_grad, t.dtype, t.tolist())
+                for name, t in tensors
+            ],
+            [
+                (name, None if p.grad is None else (p.grad.data_ptr(), p.grad.tolist()))
+                for name, p in parameters
+            ],
+        ]
+
     return take
 
 
 @pytest.fixture(scope="session")
 def same():
     """A function: are two states equal bit for bit, through dicts and lists? Seconds aside."""
+
     def equal(a, b) -> bool:
         if isinstance(a, torch.Tensor):
             return torch.equal(a, b) and a.dtype == b.dtype
@@ -104,6 +142,7 @@ def same():
         if isinstance(a, (list, tuple)):
             return len(a) == len(b) and all(map(equal, a, b))
         return a == b
+
     return equal
 
 
@@ -115,8 +154,17 @@ def global_rng_untouched():
     import numpy as np
 
     def states():
-        cuda = [s.tolist() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
-        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), cuda  # noqa: NPY002
+        cuda = (
+            [s.tolist() for s in torch.cuda.get_rng_state_all()]
+            if torch.cuda.is_available()
+            else []
+        )
+        return (
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            cuda,
+        )  # noqa: NPY002
 
     before = states()
     yield

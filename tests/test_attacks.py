@@ -18,7 +18,12 @@ from catlib import PGD, pgd
 def batch(n=8, channels=1, size=8, classes=10, dtype=torch.float32, device="cpu", seed=0):
     """Images in [0, 1], some of their pixels on the border, and labels."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(n, channels, size, size, generator=generator, dtype=dtype).mul_(1.2).sub_(0.1).clamp_(0, 1)
+    images = (
+        torch.rand(n, channels, size, size, generator=generator, dtype=dtype)
+        .mul_(1.2)
+        .sub_(0.1)
+        .clamp_(0, 1)
+    )
     return images.to(device), torch.randint(classes, (n,), generator=generator).to(device)
 
 
@@ -47,17 +52,30 @@ class Linear(nn.Module):
 
 # an independent library
 
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("random_start", [True, False])
 def test_equals_torchattacks_linf(conv_net, dtype, random_start, device):
     torchattacks = pytest.importorskip("torchattacks")
     model = conv_net(3).eval().to(device, dtype)
-    images, labels = batch(16, 3, dtype=dtype, device=device)  # 16: the mean of their loss divides gradients exactly
+    images, labels = batch(
+        16, 3, dtype=dtype, device=device
+    )  # 16: the mean of their loss divides gradients exactly
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        theirs = torchattacks.PGD(model, eps=0.1, alpha=0.02, steps=10, random_start=random_start)(images, labels)
-    ours = pgd(model, images, labels, epsilon=0.1, step_size=0.02, steps=10, random_start=random_start,
-               generator=seeded(5, device))
+        theirs = torchattacks.PGD(model, eps=0.1, alpha=0.02, steps=10, random_start=random_start)(
+            images, labels
+        )
+    ours = pgd(
+        model,
+        images,
+        labels,
+        epsilon=0.1,
+        step_size=0.02,
+        steps=10,
+        random_start=random_start,
+        generator=seeded(5, device),
+    )
     assert (ours - images).abs().max() > 0.09
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
@@ -66,13 +84,18 @@ def test_equals_torchattacks_l2(conv_net):
     torchattacks = pytest.importorskip("torchattacks")
     model = conv_net(3).eval().double()
     images, labels = batch(16, 3, dtype=torch.float64)
-    theirs = torchattacks.PGDL2(model, eps=0.8, alpha=0.3, steps=10, random_start=False)(images, labels)
-    ours = pgd(model, images, labels, epsilon=0.8, step_size=0.3, steps=10, norm="l2", random_start=False)
+    theirs = torchattacks.PGDL2(model, eps=0.8, alpha=0.3, steps=10, random_start=False)(
+        images, labels
+    )
+    ours = pgd(
+        model, images, labels, epsilon=0.8, step_size=0.3, steps=10, norm="l2", random_start=False
+    )
     assert (ours - images).flatten(1).norm(dim=1).max() > 0.5
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
 # closed forms
+
 
 @pytest.mark.parametrize("steps", [1, 3, 20])
 def test_closed_form_linf_sign(steps):
@@ -80,7 +103,9 @@ def test_closed_form_linf_sign(steps):
     images, labels = batch(6, 2, dtype=torch.float64)
     labels = labels % 2
     w = torch.randn(2 * 8 * 8, dtype=torch.float64, generator=seeded(1))
-    ours = pgd(Linear(w), images, labels, epsilon=0.1, step_size=0.03, steps=steps, random_start=False)
+    ours = pgd(
+        Linear(w), images, labels, epsilon=0.1, step_size=0.03, steps=steps, random_start=False
+    )
     direction = torch.sign(w).view(2, 8, 8) * (2 * labels - 1).view(-1, 1, 1, 1)
     expected = (images + min(0.03 * steps, 0.1) * direction).clamp(0, 1)
     torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
@@ -91,7 +116,16 @@ def test_closed_form_l2_sign(steps):
     images, labels = batch(6, 2, dtype=torch.float64)
     images, labels = images * 0.5 + 0.25, labels % 2  # the border is out of reach
     w = torch.randn(2 * 8 * 8, dtype=torch.float64, generator=seeded(1))
-    ours = pgd(Linear(w), images, labels, epsilon=0.2, step_size=0.03, steps=steps, norm="l2", random_start=False)
+    ours = pgd(
+        Linear(w),
+        images,
+        labels,
+        epsilon=0.2,
+        step_size=0.03,
+        steps=steps,
+        norm="l2",
+        random_start=False,
+    )
     direction = (w / w.norm()).view(2, 8, 8) * (2 * labels - 1).view(-1, 1, 1, 1)
     torch.testing.assert_close(ours, images + min(0.03 * steps, 0.2) * direction, atol=1e-6, rtol=0)
 
@@ -121,7 +155,9 @@ def test_eq2_as_printed(norm, epsilon):
 def test_eq2_as_printed_is_projected_onto_the_cube():
     images, labels = batch(4, dtype=torch.float64)
     w = 40 * torch.randn(64, dtype=torch.float64, generator=seeded(2))
-    ours = pgd(Linear(w), images, labels % 2, epsilon=0.1, steps=1, rule="gradient", random_start=False)
+    ours = pgd(
+        Linear(w), images, labels % 2, epsilon=0.1, steps=1, rule="gradient", random_start=False
+    )
     d = w * (2 * (labels % 2) - 1).view(-1, 1)
     slope = torch.sigmoid((images.flatten(1) * d).sum(1, keepdim=True)) * d
     expected = (images + slope.view_as(images).clamp(-0.1, 0.1)).clamp(0, 1)
@@ -130,23 +166,78 @@ def test_eq2_as_printed_is_projected_onto_the_cube():
 
 # properties
 
-@given(norm=st.sampled_from(["linf", "l2"]), rule=st.sampled_from(["sign", "gradient"]), n=st.integers(0, 4),
-       channels=st.integers(1, 3), size=st.integers(4, 7), epsilon=st.one_of(st.just(0.0), st.floats(1e-6, 3)),
-       steps=st.integers(0, 4), dtype=st.sampled_from([torch.float32, torch.float64]), scale=st.sampled_from([1e-30, 1.0, 1e4]),
-       start=st.sampled_from([(True, 3), (True, 1), (False, 1)]), early_stop=st.booleans(),
-       batch_norm=st.sampled_from(["eval", "train"]), seed=st.integers(0, 99))
-@example(norm="l2", rule="gradient", n=3, channels=1, size=5, epsilon=8 / 255, steps=3, dtype=torch.float32, scale=1e4,
-         start=(True, 3), early_stop=False, batch_norm="eval", seed=0)
-def test_never_leaves_the_ball_or_the_pixel_range(conv_net, norm, rule, n, channels, size, epsilon, steps, dtype, scale, start,
-                                                 early_stop, batch_norm, seed):
+
+@given(
+    norm=st.sampled_from(["linf", "l2"]),
+    rule=st.sampled_from(["sign", "gradient"]),
+    n=st.integers(0, 4),
+    channels=st.integers(1, 3),
+    size=st.integers(4, 7),
+    epsilon=st.one_of(st.just(0.0), st.floats(1e-6, 3)),
+    steps=st.integers(0, 4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    scale=st.sampled_from([1e-30, 1.0, 1e4]),
+    start=st.sampled_from([(True, 3), (True, 1), (False, 1)]),
+    early_stop=st.booleans(),
+    batch_norm=st.sampled_from(["eval", "train"]),
+    seed=st.integers(0, 99),
+)
+@example(
+    norm="l2",
+    rule="gradient",
+    n=3,
+    channels=1,
+    size=5,
+    epsilon=8 / 255,
+    steps=3,
+    dtype=torch.float32,
+    scale=1e4,
+    start=(True, 3),
+    early_stop=False,
+    batch_norm="eval",
+    seed=0,
+)
+def test_never_leaves_the_ball_or_the_pixel_range(
+    conv_net,
+    norm,
+    rule,
+    n,
+    channels,
+    size,
+    epsilon,
+    steps,
+    dtype,
+    scale,
+    start,
+    early_stop,
+    batch_norm,
+    seed,
+):
     model = conv_net(channels).to(dtype)
     with torch.no_grad():
         model.head.weight *= scale
     images, labels = batch(n, channels, size, dtype=dtype, seed=seed)
     before = images.clone()
-    adversarial = pgd(model, images, labels, epsilon=epsilon, steps=steps, restarts=start[1], random_start=start[0], rule=rule,
-                      norm=norm, batch_norm=batch_norm, early_stop=early_stop, batch_size=5, generator=seeded(seed))
-    assert adversarial.shape == images.shape and adversarial.dtype == dtype and not adversarial.requires_grad
+    adversarial = pgd(
+        model,
+        images,
+        labels,
+        epsilon=epsilon,
+        steps=steps,
+        restarts=start[1],
+        random_start=start[0],
+        rule=rule,
+        norm=norm,
+        batch_norm=batch_norm,
+        early_stop=early_stop,
+        batch_size=5,
+        generator=seeded(seed),
+    )
+    assert (
+        adversarial.shape == images.shape
+        and adversarial.dtype == dtype
+        and not adversarial.requires_grad
+    )
     assert adversarial.isfinite().all() and torch.equal(images, before)
     assert ((adversarial >= 0) & (adversarial <= 1)).all()
     delta = (adversarial.double() - images.double()).flatten(1)
@@ -159,16 +250,26 @@ def test_an_example_does_not_depend_on_the_rest_of_its_batch(conv_net, norm, rul
     model = conv_net().eval().double()
     images, labels = batch(5, dtype=torch.float64)
     attack = PGD(0.2, steps=4, norm=norm, rule=rule, random_start=False)
-    alone = torch.cat([attack(model, x, y) for x, y in zip(images.split(1), labels.split(1), strict=True)])
+    alone = torch.cat(
+        [attack(model, x, y) for x, y in zip(images.split(1), labels.split(1), strict=True)]
+    )
     torch.testing.assert_close(attack(model, images, labels), alone, atol=1e-9, rtol=0)
 
 
 def test_the_start_is_uniform_in_the_ball():
     """Kolmogorov-Smirnov; with four tests at 1e-4 and fixed seeds, the false-alarm rate is 4e-4, once and for all."""
     stats = pytest.importorskip("scipy.stats")
-    images, labels = torch.full((4000, 1, 2, 2), 0.5, dtype=torch.float64), torch.zeros(4000, dtype=torch.long)
-    linf, l2 = (PGD(0.3, steps=0, norm=norm)(Linear(torch.ones(4).double()), images, labels, generator=seeded(7)) - images
-                for norm in ("linf", "l2"))
+    images, labels = (
+        torch.full((4000, 1, 2, 2), 0.5, dtype=torch.float64),
+        torch.zeros(4000, dtype=torch.long),
+    )
+    linf, l2 = (
+        PGD(0.3, steps=0, norm=norm)(
+            Linear(torch.ones(4).double()), images, labels, generator=seeded(7)
+        )
+        - images
+        for norm in ("linf", "l2")
+    )
     assert stats.kstest(linf.flatten(), stats.uniform(-0.3, 0.6).cdf).pvalue > 1e-4
     assert stats.kstest(l2.flatten(1).norm(dim=1), stats.uniform(0, 0.3).cdf).pvalue > 1e-4
     # a coordinate of a uniform direction in four dimensions: (c + 1) / 2 is Beta(3/2, 3/2)
@@ -178,6 +279,7 @@ def test_the_start_is_uniform_in_the_ball():
 
 
 # restarts
+
 
 @pytest.mark.parametrize("batch_size", [1, 8, 20, 512])
 def test_restarts_keep_the_worst(conv_net, batch_size):
@@ -203,7 +305,9 @@ def test_passes_without_early_stop_are_the_steps(classifier, digits):
     pgd(model, images, labels, epsilon=0.1, steps=7)
     assert sizes == [8] * 7
     sizes.clear()
-    pgd(model, images, labels, epsilon=0.1, steps=7, restarts=6, batch_size=20)  # 2 restarts a pass, and one to judge
+    pgd(
+        model, images, labels, epsilon=0.1, steps=7, restarts=6, batch_size=20
+    )  # 2 restarts a pass, and one to judge
     assert sizes == [16] * 24
     sizes.clear()
     pgd(model, images, labels, epsilon=0.1, steps=7, restarts=6)
@@ -211,6 +315,7 @@ def test_passes_without_early_stop_are_the_steps(classifier, digits):
 
 
 # early stop
+
 
 def broken_by_loop(model, image, label, starts, epsilon, step_size, steps):
     """One image, one restart after the other, in plain steps; the verdict and the passes that it took."""
@@ -226,7 +331,7 @@ def broken_by_loop(model, image, label, starts, epsilon, step_size, steps):
             if logits.argmax() != label:
                 return True, passes
             if step < steps:
-                slope, = torch.autograd.grad(F.cross_entropy(logits, label[None]), x)
+                (slope,) = torch.autograd.grad(F.cross_entropy(logits, label[None]), x)
                 lower, upper = (image - epsilon).clamp(min=0), (image + epsilon).clamp(max=1)
                 x = torch.clamp(x.detach() + step_size * slope.sign(), lower, upper)
     return False, passes
@@ -238,17 +343,30 @@ def test_early_stop_spends_what_it_needs_and_judges_like_a_loop(classifier, digi
     images, labels = digits.test(slice(40))
     images, epsilon = images.double(), 0.08
     generator = seeded(11)
-    starts = torch.stack([(torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator) + images).clamp(0, 1)
-                          for _ in range(3)])
-    verdicts, passes = zip(*[broken_by_loop(model, x, y, starts[:, i], epsilon, 0.02, 5)
-                             for i, (x, y) in enumerate(zip(images, labels, strict=True))], strict=True)
+    starts = torch.stack(
+        [
+            (
+                torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator) + images
+            ).clamp(0, 1)
+            for _ in range(3)
+        ]
+    )
+    verdicts, passes = zip(
+        *[
+            broken_by_loop(model, x, y, starts[:, i], epsilon, 0.02, 5)
+            for i, (x, y) in enumerate(zip(images, labels, strict=True))
+        ],
+        strict=True,
+    )
     sizes = count_images(model)
     attack = PGD(epsilon, 0.02, steps=5, restarts=3, early_stop=True, batch_size=batch_size)
     adversarial, broken = attack.attack_until_broken(model, images, labels, generator=seeded(11))
     assert broken.tolist() == list(verdicts) and 5 < sum(verdicts) < 35
     assert sum(sizes) == sum(passes) and max(sizes) <= batch_size
     sizes.clear()
-    torch.testing.assert_close(attack(model, images, labels, generator=seeded(11)), adversarial, atol=0, rtol=0)
+    torch.testing.assert_close(
+        attack(model, images, labels, generator=seeded(11)), adversarial, atol=0, rtol=0
+    )
     with torch.no_grad():
         assert ((model(adversarial).argmax(1) != labels) == broken).all()
         wrong = model(images).argmax(1) != labels
@@ -261,20 +379,27 @@ def test_early_stop_shows_the_model_no_empty_batch(conv_net):
     images, _ = batch(6)
     labels = (model(images).argmax(1) + 1) % 10  # all wrong from the start
     sizes = count_images(model)
-    assert torch.equal(pgd(model, images, labels, epsilon=0.1, steps=5, restarts=3, early_stop=True), images)
+    assert torch.equal(
+        pgd(model, images, labels, epsilon=0.1, steps=5, restarts=3, early_stop=True), images
+    )
     assert sizes == [6]
 
 
 # the model is left as it was found
 
+
 @pytest.mark.parametrize("early_stop", [False, True])
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
 @pytest.mark.parametrize("raises", [False, True])
-def test_leaves_the_model_as_found(conv_net, snapshot, global_rng_untouched, early_stop, batch_norm, raises, device):
+def test_leaves_the_model_as_found(
+    conv_net, snapshot, global_rng_untouched, early_stop, batch_norm, raises, device
+):
     model = conv_net().to(device).train()
     model.frozen_norm.eval()
     images, calls = batch(device=device)[0], []
-    labels = copy.deepcopy(model).eval()(images).argmax(1)  # right at first: the early stop has work to do
+    labels = (
+        copy.deepcopy(model).eval()(images).argmax(1)
+    )  # right at first: the early stop has work to do
 
     def trip(*_):
         calls.append(1)
@@ -310,7 +435,9 @@ def test_leaves_no_memory_behind(conv_net, early_stop):
 def test_asks_no_gradient_of_the_parameters(conv_net):
     """Only the input's gradient is computed: during the attack no parameter asks for one."""
     model, seen = conv_net(), []
-    model.drop.register_forward_hook(lambda *_: seen.append(any(p.requires_grad for p in model.parameters())))
+    model.drop.register_forward_hook(
+        lambda *_: seen.append(any(p.requires_grad for p in model.parameters()))
+    )
     pgd(model, *batch(), epsilon=0.1, steps=2)
     assert seen == [False, False]
 
@@ -319,40 +446,71 @@ def test_batch_norm_train_uses_the_statistics_of_the_batch(conv_net):
     """Against plain steps through a model whose batch norms alone are in training mode."""
     model = conv_net().double()
     images, labels = batch(6, dtype=torch.float64)
-    ours = pgd(model, images, labels, epsilon=0.1, step_size=0.02, steps=3, random_start=False, batch_norm="train")
+    ours = pgd(
+        model,
+        images,
+        labels,
+        epsilon=0.1,
+        step_size=0.02,
+        steps=3,
+        random_start=False,
+        batch_norm="train",
+    )
     plain = conv_net().double().eval()
     plain.norm.train(), plain.frozen_norm.train()
     x = images
     for _ in range(3):
         x = x.detach().requires_grad_()
-        slope, = torch.autograd.grad(F.cross_entropy(plain(x), labels), x)
+        (slope,) = torch.autograd.grad(F.cross_entropy(plain(x), labels), x)
         x = torch.clamp(x.detach() + 0.02 * slope.sign(), images - 0.1, images + 0.1).clamp(0, 1)
     torch.testing.assert_close(ours, x, atol=1e-12, rtol=0)
-    assert not torch.equal(ours, pgd(model, images, labels, epsilon=0.1, step_size=0.02, steps=3, random_start=False))
+    assert not torch.equal(
+        ours, pgd(model, images, labels, epsilon=0.1, step_size=0.02, steps=3, random_start=False)
+    )
 
 
 # where it works
 
-CONTEXTS = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode, "enable_grad": torch.enable_grad}
+CONTEXTS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "enable_grad": torch.enable_grad,
+}
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("options", [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}, {"batch_norm": "train"},
-                                     {"random_start": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"restarts": 3},
+        {"early_stop": True},
+        {"norm": "l2"},
+        {"batch_norm": "train"},
+        {"random_start": False},
+    ],
+    ids=str,
+)
 def test_is_the_same_in_every_grad_mode(conv_net, context, options):
     model, (images, labels), attack = conv_net(), batch(), PGD(0.1, steps=3, **options)
     expected = attack(model, images, labels, generator=seeded())
     with CONTEXTS[context]():  # images that were made there, too
-        assert torch.equal(attack(model, images.clone(), labels.clone(), generator=seeded()), expected)
+        assert torch.equal(
+            attack(model, images.clone(), labels.clone(), generator=seeded()), expected
+        )
 
 
-@pytest.mark.parametrize("options", [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}], ids=str
+)
 def test_works_under_autocast(conv_net, options, device):
     model = conv_net().to(device)
     images, labels = batch(16, device=device)
     full = pgd(model, images, labels, epsilon=0.1, steps=5, generator=seeded(0, device), **options)
     with torch.autocast(device, torch.bfloat16):
-        half = pgd(model, images, labels, epsilon=0.1, steps=5, generator=seeded(0, device), **options)
+        half = pgd(
+            model, images, labels, epsilon=0.1, steps=5, generator=seeded(0, device), **options
+        )
     assert half.dtype == torch.float32 and half.isfinite().all()
     delta = (half - images).flatten(1).norm(dim=1, p=2 if "norm" in options else math.inf)
     assert delta.max() <= 0.1 + 1e-6 and half.min() >= 0 and half.max() <= 1
@@ -362,10 +520,16 @@ def test_works_under_autocast(conv_net, options, device):
         adversarial = pgd(model, images, labels, epsilon=0.1, steps=1)
         model.zero_grad()
         F.cross_entropy(model(adversarial), labels).backward()
-    assert all(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if n in ("conv.weight", "head.weight"))
+    assert all(
+        p.grad is not None and p.grad.any()
+        for n, p in model.named_parameters()
+        if n in ("conv.weight", "head.weight")
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}], ids=str
+)
 def test_channels_last_gives_the_same(conv_net, options):
     model = conv_net(3).eval().double()
     images, labels = batch(6, 3, dtype=torch.float64)
@@ -388,7 +552,11 @@ def test_takes_labels_of_any_integer_type(conv_net, dtype, early_stop):
 
 
 @pytest.mark.parametrize("n", [0, 1])
-@pytest.mark.parametrize("options", [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}, {"random_start": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"restarts": 3}, {"early_stop": True}, {"norm": "l2"}, {"random_start": False}],
+    ids=str,
+)
 def test_none_and_one(conv_net, n, options, device):
     images, labels = batch(n, device=device)
     adversarial = pgd(conv_net().to(device), images, labels, epsilon=0.1, steps=2, **options)
@@ -404,21 +572,39 @@ def test_the_generator_decides(conv_net):
         assert not torch.equal(first, again)  # no generator: fresh entropy,
         torch.manual_seed(0)
         assert not torch.equal(first, attack(model, images, labels))  # not the global state
-    assert torch.equal(attack(model, images, labels, generator=seeded(4)), attack(model, images, labels, generator=seeded(4)))
-    assert not torch.equal(attack(model, images, labels, generator=seeded(4)), attack(model, images, labels, generator=seeded(5)))
+    assert torch.equal(
+        attack(model, images, labels, generator=seeded(4)),
+        attack(model, images, labels, generator=seeded(4)),
+    )
+    assert not torch.equal(
+        attack(model, images, labels, generator=seeded(4)),
+        attack(model, images, labels, generator=seeded(5)),
+    )
 
 
 def test_pgd_is_PGD(conv_net):
     model, (images, labels) = conv_net(), batch()
-    settings = {"epsilon": 0.2, "step_size": 0.05, "steps": 3, "restarts": 2, "norm": "l2", "batch_size": 9}
+    settings = {
+        "epsilon": 0.2,
+        "step_size": 0.05,
+        "steps": 3,
+        "restarts": 2,
+        "norm": "l2",
+        "batch_size": 9,
+    }
     expected = pgd(model, images, labels, **settings, generator=seeded())
     assert torch.equal(PGD(**settings)(model, images, labels, generator=seeded()), expected)
-    assert PGD(0.1, steps=10).step_size == pytest.approx(0.025) and PGD(0.1, steps=10) == PGD(0.1, 0.025, 10)
+    assert PGD(0.1, steps=10).step_size == pytest.approx(0.025) and PGD(0.1, steps=10) == PGD(
+        0.1, 0.025, 10
+    )
 
 
 def test_more_steps_and_restarts_hurt_more(classifier, digits):
     images, labels = digits.test()
-    attacks = [PGD(0.1, steps=steps, restarts=restarts) for steps, restarts in ((0, 1), (1, 1), (10, 1), (10, 4))]
+    attacks = [
+        PGD(0.1, steps=steps, restarts=restarts)
+        for steps, restarts in ((0, 1), (1, 1), (10, 1), (10, 4))
+    ]
     adversarial = [attack(classifier, images, labels, generator=seeded()) for attack in attacks]
     loss = [F.cross_entropy(classifier(x), labels).item() for x in adversarial]
     assert loss == sorted(loss) and loss[2] > 2 * loss[0]

@@ -73,8 +73,18 @@ TABLE = {
     "a pixel above 1": (attack(images(1.5)), ValueError, "1.5", "[0, 1]"),
     "a pixel below 0": (attack(images(-0.25)), ValueError, "-0.25", "[0, 1]"),
     "bytes as floats": (attack(images(255.0)), ValueError, "255", "[0, 1]"),
-    "integer images": (attack(images(1, dtype=torch.uint8)), TypeError, "torch.uint8", "float32 or float64 in [0, 1]"),
-    "half images": (attack(images(dtype=torch.float16)), TypeError, "torch.float16", "float32 or float64"),
+    "integer images": (
+        attack(images(1, dtype=torch.uint8)),
+        TypeError,
+        "torch.uint8",
+        "float32 or float64 in [0, 1]",
+    ),
+    "half images": (
+        attack(images(dtype=torch.float16)),
+        TypeError,
+        "torch.float16",
+        "float32 or float64",
+    ),
     "images as arrays": (attack(images().numpy()), TypeError, "ndarray", "tensors"),
     "one image without batch": (attack(images()[0]), ValueError, "(1, 4, 4)", "(B, C, H, W)"),
     "a NaN pixel, early stop": (attack(images(NAN), early_stop=True), ValueError, "nan", "[0, 1]"),
@@ -82,13 +92,23 @@ TABLE = {
     "a label of -100": (labels(0, 1, -100, 0), ValueError, "-100", "0..K-1"),
     "a label of -1": (labels(0, 1, -1, 0), ValueError, "-1", "0..K-1"),
     "a label of K": (labels(0, 1, 3, 0), ValueError, "labels up to 3", "0..K-1"),
-    "a label of K, early stop": (attack(y=torch.tensor([0, 1, 3, 0]), early_stop=True), ValueError, "labels up to 3", "0..K-1"),
+    "a label of K, early stop": (
+        attack(y=torch.tensor([0, 1, 3, 0]), early_stop=True),
+        ValueError,
+        "labels up to 3",
+        "0..K-1",
+    ),
     "float labels": (labels(0.0, 1.0, 2.0, 0.0), TypeError, "torch.float32", "integers in 0..K-1"),
     "boolean labels": (labels(True, False, True, True), TypeError, "torch.bool", "integers"),
     "a label too few": (labels(0, 1, 2), ValueError, "(3,)", "(B,)"),
     "one-hot labels": (attack(y=torch.eye(4, dtype=torch.long)), ValueError, "(4, 4)", "(B,)"),
     # the model
-    "a model of one number": (lambda: pgd(nn.Flatten(0), images(), LABELS[:4], epsilon=0.1, steps=1), ValueError, "(64,)", "(B, K)"),
+    "a model of one number": (
+        lambda: pgd(nn.Flatten(0), images(), LABELS[:4], epsilon=0.1, steps=1),
+        ValueError,
+        "(64,)",
+        "(B, K)",
+    ),
     # the attack
     "a negative epsilon": (attack(epsilon=-0.1), ValueError, "-0.1", "at least 0"),
     "an epsilon of NaN": (attack(epsilon=NAN), ValueError, "nan", "finite number of at least 0"),
@@ -106,15 +126,60 @@ TABLE = {
     "an unknown mode": (attack(batch_norm="off"), ValueError, "'off'", "eval, train"),
     "PGD itself": (lambda: PGD(-1), ValueError, "-1", "at least 0"),
     # Eq. 3 and 4
-    "gain of a label of -100": (lambda: information_gain(torch.zeros(2, 3), torch.tensor([0, -100])), ValueError, "-100", "0..2"),
-    "gain of a label of K": (lambda: information_gain(torch.zeros(2, 3), torch.tensor([0, 3])), ValueError, "3", "0..2"),
-    "gain of one class": (lambda: information_gain(torch.zeros(2, 1), torch.tensor([0, 0])), ValueError, "(2, 1)", "K > 1"),
-    "gain of shapes": (lambda: information_gain(torch.zeros(2, 3), torch.tensor([0])), ValueError, "(1,)", "(B, K)"),
-    "gain of float labels": (lambda: information_gain(torch.zeros(2, 3), torch.tensor([0.5, 1])), ValueError, "torch.float32", "integers"),
-    "smooth, alpha above 1": (lambda: smooth(torch.ones(2), torch.ones(2), 1.5), ValueError, "1.5", "[0, 1]"),
-    "smooth, alpha below 0": (lambda: smooth(torch.ones(2), torch.ones(2), -0.5), ValueError, "-0.5", "[0, 1]"),
-    "smooth, alpha NaN": (lambda: smooth(torch.ones(2), torch.ones(2), NAN), ValueError, "nan", "[0, 1]"),
-    "smooth of shapes": (lambda: smooth(torch.ones(2), torch.ones(3), 0.5), ValueError, "(3,)", "same shape"),
+    "gain of a label of -100": (
+        lambda: information_gain(torch.zeros(2, 3), torch.tensor([0, -100])),
+        ValueError,
+        "-100",
+        "0..2",
+    ),
+    "gain of a label of K": (
+        lambda: information_gain(torch.zeros(2, 3), torch.tensor([0, 3])),
+        ValueError,
+        "3",
+        "0..2",
+    ),
+    "gain of one class": (
+        lambda: information_gain(torch.zeros(2, 1), torch.tensor([0, 0])),
+        ValueError,
+        "(2, 1)",
+        "K > 1",
+    ),
+    "gain of shapes": (
+        lambda: information_gain(torch.zeros(2, 3), torch.tensor([0])),
+        ValueError,
+        "(1,)",
+        "(B, K)",
+    ),
+    "gain of float labels": (
+        lambda: information_gain(torch.zeros(2, 3), torch.tensor([0.5, 1])),
+        ValueError,
+        "torch.float32",
+        "integers",
+    ),
+    "smooth, alpha above 1": (
+        lambda: smooth(torch.ones(2), torch.ones(2), 1.5),
+        ValueError,
+        "1.5",
+        "[0, 1]",
+    ),
+    "smooth, alpha below 0": (
+        lambda: smooth(torch.ones(2), torch.ones(2), -0.5),
+        ValueError,
+        "-0.5",
+        "[0, 1]",
+    ),
+    "smooth, alpha NaN": (
+        lambda: smooth(torch.ones(2), torch.ones(2), NAN),
+        ValueError,
+        "nan",
+        "[0, 1]",
+    ),
+    "smooth of shapes": (
+        lambda: smooth(torch.ones(2), torch.ones(3), 0.5),
+        ValueError,
+        "(3,)",
+        "same shape",
+    ),
     # samplers
     "a sampling number of 0": (case(sampling_number=0), ValueError, "0", "1..60"),
     "a sampling number above n": (case(sampling_number=61), ValueError, "61", "1..60"),
@@ -133,60 +198,189 @@ TABLE = {
     "a temperature of NaN": (case(temperature=NAN), ValueError, "nan", "positive number"),
     "an infinite temperature": (case(temperature=INF), ValueError, "inf", "positive number"),
     "a temperature in words": (case(temperature="warm"), ValueError, "'warm'", "'auto'"),
-    **{f"{what}{', tree' if tree else ''}": entry for tree in (False, True) for what, entry in {
-        "alpha set to 2": (set_attribute(tree, "alpha", 2), ValueError, "2", "[0, 1]"),
-        "temperature set to -1": (set_attribute(tree, "temperature", -1), ValueError, "-1", "positive number"),
-        "a NaN gain": (update([1, 2], [0.5, NAN], tree), ValueError, "nan", "finite"),
-        "an infinite gain": (update([1, 2], [0.5, INF], tree), ValueError, "inf", "finite"),
-        "a gain above float32": (lambda tree=tree: SAMPLERS[tree].update(torch.tensor([1]), torch.tensor([1e300], dtype=torch.float64)),
-                                 ValueError, "inf", "finite"),
-        "an index of n": (update([1, 60], [0.5, 0.5], tree), IndexError, "60", "0..59"),
-        "an index of -1": (update([1, -1], [0.5, 0.5], tree), IndexError, "-1", "0..59"),
-        "an index twice": (update([1, 1], [0.5, 0.5], tree), ValueError, "twice", "without replacement"),
-        "a gain too few": (update([1, 2], [0.5], tree), ValueError, "(1,)", "(B,)"),
-        "another sampler's state": (lambda tree=tree: SAMPLERS[tree].load_state_dict(CaseSampler(LABELS, 7).state_dict()), ValueError,
-                                    "sampling_number 7", "this one has 6"),
-        "other data's state": (lambda tree=tree: SAMPLERS[tree].load_state_dict(CaseSampler(LABELS[:50], 6).state_dict()), ValueError,
-                               "n 50", "this one has 60"),
-    }.items()},
+    **{
+        f"{what}{', tree' if tree else ''}": entry
+        for tree in (False, True)
+        for what, entry in {
+            "alpha set to 2": (set_attribute(tree, "alpha", 2), ValueError, "2", "[0, 1]"),
+            "temperature set to -1": (
+                set_attribute(tree, "temperature", -1),
+                ValueError,
+                "-1",
+                "positive number",
+            ),
+            "a NaN gain": (update([1, 2], [0.5, NAN], tree), ValueError, "nan", "finite"),
+            "an infinite gain": (update([1, 2], [0.5, INF], tree), ValueError, "inf", "finite"),
+            "a gain above float32": (
+                lambda tree=tree: SAMPLERS[tree].update(
+                    torch.tensor([1]), torch.tensor([1e300], dtype=torch.float64)
+                ),
+                ValueError,
+                "inf",
+                "finite",
+            ),
+            "an index of n": (update([1, 60], [0.5, 0.5], tree), IndexError, "60", "0..59"),
+            "an index of -1": (update([1, -1], [0.5, 0.5], tree), IndexError, "-1", "0..59"),
+            "an index twice": (
+                update([1, 1], [0.5, 0.5], tree),
+                ValueError,
+                "twice",
+                "without replacement",
+            ),
+            "a gain too few": (update([1, 2], [0.5], tree), ValueError, "(1,)", "(B,)"),
+            "another sampler's state": (
+                lambda tree=tree: SAMPLERS[tree].load_state_dict(
+                    CaseSampler(LABELS, 7).state_dict()
+                ),
+                ValueError,
+                "sampling_number 7",
+                "this one has 6",
+            ),
+            "other data's state": (
+                lambda tree=tree: SAMPLERS[tree].load_state_dict(
+                    CaseSampler(LABELS[:50], 6).state_dict()
+                ),
+                ValueError,
+                "n 50",
+                "this one has 60",
+            ),
+        }.items()
+    },
     # evaluation
-    "accuracy of nothing": (lambda: accuracy(MODEL, images()[:0], LABELS[:0]), ValueError, "no images", "judge"),
-    "robust accuracy of nothing": (lambda: robust_accuracy(MODEL, images()[:0], LABELS[:0], PGD()), ValueError, "no images", "judge"),
-    "accuracy, a pixel above 1": (lambda: accuracy(MODEL, images(1.5), LABELS[:4]), ValueError, "1.5", "[0, 1]"),
-    "accuracy, integer images": (lambda: accuracy(MODEL, images(dtype=torch.uint8), LABELS[:4]), TypeError, "torch.uint8", "[0, 1]"),
-    "accuracy, a label of -100": (lambda: accuracy(MODEL, images(), LABELS[:4] - 100), ValueError, "-100", "0..K-1"),
-    "accuracy, a label above K-1": (lambda: accuracy(MODEL, images(), LABELS[:4] + 3), ValueError, "label is 5", "0..2"),
-    "robust accuracy, a label above K-1": (lambda: robust_accuracy(MODEL, images(), LABELS[:4] + 3, lambda m, x, y: x), ValueError, "label is 5", "0..2"),
-    "robust accuracy, a NaN pixel": (lambda: robust_accuracy(MODEL, images(NAN), LABELS[:4], PGD()), ValueError, "nan", "[0, 1]"),
+    "accuracy of nothing": (
+        lambda: accuracy(MODEL, images()[:0], LABELS[:0]),
+        ValueError,
+        "no images",
+        "judge",
+    ),
+    "robust accuracy of nothing": (
+        lambda: robust_accuracy(MODEL, images()[:0], LABELS[:0], PGD()),
+        ValueError,
+        "no images",
+        "judge",
+    ),
+    "accuracy, a pixel above 1": (
+        lambda: accuracy(MODEL, images(1.5), LABELS[:4]),
+        ValueError,
+        "1.5",
+        "[0, 1]",
+    ),
+    "accuracy, integer images": (
+        lambda: accuracy(MODEL, images(dtype=torch.uint8), LABELS[:4]),
+        TypeError,
+        "torch.uint8",
+        "[0, 1]",
+    ),
+    "accuracy, a label of -100": (
+        lambda: accuracy(MODEL, images(), LABELS[:4] - 100),
+        ValueError,
+        "-100",
+        "0..K-1",
+    ),
+    "accuracy, a label above K-1": (
+        lambda: accuracy(MODEL, images(), LABELS[:4] + 3),
+        ValueError,
+        "label is 5",
+        "0..2",
+    ),
+    "robust accuracy, a label above K-1": (
+        lambda: robust_accuracy(MODEL, images(), LABELS[:4] + 3, lambda m, x, y: x),
+        ValueError,
+        "label is 5",
+        "0..2",
+    ),
+    "robust accuracy, a NaN pixel": (
+        lambda: robust_accuracy(MODEL, images(NAN), LABELS[:4], PGD()),
+        ValueError,
+        "nan",
+        "[0, 1]",
+    ),
     # names
-    "an unknown dataset": (lambda: load_data("imagenet"), ValueError, "'imagenet'", "digits, mnist, fashion_mnist, cifar10"),
+    "an unknown dataset": (
+        lambda: load_data("imagenet"),
+        ValueError,
+        "'imagenet'",
+        "digits, mnist, fashion_mnist, cifar10",
+    ),
     "an unknown model": (lambda: build_model("vgg", DIGITS), ValueError, "'vgg'", "cnn, resnet18"),
     # training
-    "a sampler that cannot learn": (training(sampler=[[1, 2]]), TypeError, "list", "update(indices, gain)"),
-    "a sampler of other data": (training(sampler=UniformSampler(LABELS, 6)), ValueError, "60", "1437"),
-    "an unknown precision": (training(precision="fp8"), ValueError, "'fp8'", "auto, float32, bfloat16"),
-    "nothing to judge by": (training(attack=lambda m, x, y: x, evaluate_every=5), ValueError, "None", "say how"),
-    "an attack that changes the shape": (lambda: next(training(attack=lambda m, x, y: x[:, :, 1:])()), ValueError, "(128, 1, 7, 8)", "(128, 1, 8, 8)"),
-    "a state of other data": (lambda: training()().load_state_dict({"seen": torch.zeros(5)}), ValueError, "5 training images", "1437"),
+    "a sampler that cannot learn": (
+        training(sampler=[[1, 2]]),
+        TypeError,
+        "list",
+        "update(indices, gain)",
+    ),
+    "a sampler of other data": (
+        training(sampler=UniformSampler(LABELS, 6)),
+        ValueError,
+        "60",
+        "1437",
+    ),
+    "an unknown precision": (
+        training(precision="fp8"),
+        ValueError,
+        "'fp8'",
+        "auto, float32, bfloat16",
+    ),
+    "nothing to judge by": (
+        training(attack=lambda m, x, y: x, evaluate_every=5),
+        ValueError,
+        "None",
+        "say how",
+    ),
+    "an attack that changes the shape": (
+        lambda: next(training(attack=lambda m, x, y: x[:, :, 1:])()),
+        ValueError,
+        "(128, 1, 7, 8)",
+        "(128, 1, 8, 8)",
+    ),
+    "a state of other data": (
+        lambda: training()().load_state_dict({"seen": torch.zeros(5)}),
+        ValueError,
+        "5 training images",
+        "1437",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", TABLE)
 def test_bad_input(what, snapshot, global_rng_untouched):
     call, error, seen, allowed = TABLE[what]
-    before = snapshot(MODEL), {tree: str(s.state_dict()) for tree, s in SAMPLERS.items()}, {t: s.weights.tolist() for t, s in SAMPLERS.items()}
+    before = (
+        snapshot(MODEL),
+        {tree: str(s.state_dict()) for tree, s in SAMPLERS.items()},
+        {t: s.weights.tolist() for t, s in SAMPLERS.items()},
+    )
     with pytest.raises(error) as caught:
         call()
     message = str(caught.value)
-    assert re.search(rf"(?<![\w.]){re.escape(seen)}(?!\w)", message), f"{seen!r} is not in: {message}"
+    assert re.search(rf"(?<![\w.]){re.escape(seen)}(?!\w)", message), (
+        f"{seen!r} is not in: {message}"
+    )
     assert allowed in message, f"{allowed!r} is not in: {message}"
-    after = snapshot(MODEL), {tree: str(s.state_dict()) for tree, s in SAMPLERS.items()}, {t: s.weights.tolist() for t, s in SAMPLERS.items()}
+    after = (
+        snapshot(MODEL),
+        {tree: str(s.state_dict()) for tree, s in SAMPLERS.items()},
+        {t: s.weights.tolist() for t, s in SAMPLERS.items()},
+    )
     assert after == before
 
 
 def test_what_is_good_after_all():
     """The edges of the ranges are inside."""
-    attack(images(0.0))(), attack(images(1.0))(), attack(epsilon=0)(), attack(steps=0)(), attack(step_size=0)()
-    case(sampling_number=60)(), case(sampling_number=1)(), case(alpha=0)(), case(alpha=1)(), case(temperature=1e-9)()
+    (
+        attack(images(0.0))(),
+        attack(images(1.0))(),
+        attack(epsilon=0)(),
+        attack(steps=0)(),
+        attack(step_size=0)(),
+    )
+    (
+        case(sampling_number=60)(),
+        case(sampling_number=1)(),
+        case(alpha=0)(),
+        case(alpha=1)(),
+        case(temperature=1e-9)(),
+    )
     assert pgd(MODEL, images()[:0], LABELS[:0], epsilon=0.1, steps=2).shape == (0, 1, 4, 4)
     assert information_gain(torch.zeros(0, 3), LABELS[:0]).shape == (0,)

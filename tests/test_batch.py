@@ -13,13 +13,25 @@ from nbclient.exceptions import CellTimeoutError
 from catlib.lab import batch
 from catlib.lab.site import write_site
 
-CODE = "import json, os\njson.dump({'alpha': alpha, 'numbers': numbers, 'cwd': os.getcwd(), 'data': os.environ['CATLIB_DATA'], " \
-       "'headless': os.environ['CATLIB_HEADLESS']}, open(output, 'w'))"
+CODE = (
+    "import json, os\njson.dump({'alpha': alpha, 'numbers': numbers, 'cwd': os.getcwd(), 'data': os.environ['CATLIB_DATA'], "
+    "'headless': os.environ['CATLIB_HEADLESS']}, open(output, 'w'))"
+)
 
 
-def notebook(path: Path, *codes: str, parameters: str | None = "alpha = 0.5\nnumbers = [1]\noutput = ''") -> Path:
-    node = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-    node.cells.append(nbformat.v4.new_markdown_cell("# A title\n\nWhat it is about, with $w_t = \\alpha w_{t-1}$."))
+def notebook(
+    path: Path, *codes: str, parameters: str | None = "alpha = 0.5\nnumbers = [1]\noutput = ''"
+) -> Path:
+    node = nbformat.v4.new_notebook(
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
+    )
+    node.cells.append(
+        nbformat.v4.new_markdown_cell(
+            "# A title\n\nWhat it is about, with $w_t = \\alpha w_{t-1}$."
+        )
+    )
     if parameters is not None:
         node.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     node.cells += [nbformat.v4.new_code_cell(code) for code in codes]
@@ -34,7 +46,11 @@ def test_parameters_reach_the_kernel_whatever_folder_it_was_started_from(tmp_pat
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     before = dict(os.environ)
-    executed = batch.execute(source, tmp_path / "new" / "a.ipynb", {"alpha": np.float32(0.75), "numbers": (1, 2), "output": str(output)})
+    executed = batch.execute(
+        source,
+        tmp_path / "new" / "a.ipynb",
+        {"alpha": np.float32(0.75), "numbers": (1, 2), "output": str(output)},
+    )
     seen = json.loads(output.read_text())
     assert seen["alpha"] == 0.75 and seen["numbers"] == [1, 2] and seen["headless"] == "1"
     assert Path(seen["cwd"]) == source.parent and Path(seen["data"]).is_absolute()
@@ -42,15 +58,37 @@ def test_parameters_reach_the_kernel_whatever_folder_it_was_started_from(tmp_pat
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.ipynb"]
 
 
-@pytest.mark.parametrize(("parameters", "given", "error", "says"), [
-    ("alpha = 0.5", {"alhpa": 0.9}, ValueError, r"no parameter 'alhpa' \(did you mean 'alpha'\?\); it has: alpha"),
-    (None, {"alpha": 0.9}, ValueError, "no cell with the tag 'parameters'"),
-    ("alpha = 0.5\nbeta = 2 * alpha", {"alpha": 0.9}, ValueError, "not a literal: beta = 2 \\* alpha"),
-    ("alpha = 0.5", {"alpha": Path("x")}, TypeError, "alpha.*no notebook can be given"),
-    ("alpha = 0.5", {"alpha": np.ones(2)}, TypeError, "allowed are None, bool, int, float, str"),
-])
-def test_what_papermill_would_swallow_is_refused_before_a_kernel_starts(tmp_path, monkeypatch, parameters, given, error, says):
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("the notebook was executed"))
+@pytest.mark.parametrize(
+    ("parameters", "given", "error", "says"),
+    [
+        (
+            "alpha = 0.5",
+            {"alhpa": 0.9},
+            ValueError,
+            r"no parameter 'alhpa' \(did you mean 'alpha'\?\); it has: alpha",
+        ),
+        (None, {"alpha": 0.9}, ValueError, "no cell with the tag 'parameters'"),
+        (
+            "alpha = 0.5\nbeta = 2 * alpha",
+            {"alpha": 0.9},
+            ValueError,
+            "not a literal: beta = 2 \\* alpha",
+        ),
+        ("alpha = 0.5", {"alpha": Path("x")}, TypeError, "alpha.*no notebook can be given"),
+        (
+            "alpha = 0.5",
+            {"alpha": np.ones(2)},
+            TypeError,
+            "allowed are None, bool, int, float, str",
+        ),
+    ],
+)
+def test_what_papermill_would_swallow_is_refused_before_a_kernel_starts(
+    tmp_path, monkeypatch, parameters, given, error, says
+):
+    monkeypatch.setattr(
+        papermill, "execute_notebook", lambda *_, **__: pytest.fail("the notebook was executed")
+    )
     source = notebook(tmp_path / "a.ipynb", "1", parameters=parameters)
     with pytest.raises(error, match=says):
         batch.execute(source, tmp_path / "out" / "a.ipynb", given)
@@ -104,7 +142,7 @@ def test_a_folded_cell_stays_folded_on_its_page(tmp_path):
     write_site([source], tmp_path / "site")
     page = (tmp_path / "site" / "00_a.html").read_text()
     assert page.count("<details>") == 1
-    assert "the answer" in page[page.index("<details>"):page.index("</details>")]
+    assert "the answer" in page[page.index("<details>") : page.index("</details>")]
 
 
 def test_a_page_can_be_read_without_a_network(tmp_path):
@@ -112,4 +150,8 @@ def test_a_page_can_be_read_without_a_network(tmp_path):
     write_site(pages, tmp_path / "site")
     index, first = ((tmp_path / "site" / name).read_text() for name in ("index.html", "00_a.html"))
     assert 'href="00_a.html"' in index and 'href="01_a.html"' in first
-    assert "<math" in first and "<script src=\"http" not in first and "<link rel=\"stylesheet\" href=\"http" not in first
+    assert (
+        "<math" in first
+        and '<script src="http' not in first
+        and '<link rel="stylesheet" href="http' not in first
+    )

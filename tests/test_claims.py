@@ -11,7 +11,9 @@ from catlib.lab import claims, study
 from catlib.lab.figures import PAPER
 
 TABLES = claims.load_tables(study.RESULTS)
-measured = pytest.mark.skipif(not TABLES, reason="no table of the study is there: make study PROFILE=cpu")
+measured = pytest.mark.skipif(
+    not TABLES, reason="no table of the study is there: make study PROFILE=cpu"
+)
 
 
 def crossing(run, metric, level, cost):
@@ -26,7 +28,10 @@ def crossing(run, metric, level, cost):
 def ratios(table, baseline, arm, metric, level, cost):
     pairs = []
     for seed in sorted(set(table.seed)):
-        costs = [crossing(table[(table.arm == name) & (table.seed == seed)], metric, level, cost) for name in (baseline, arm)]
+        costs = [
+            crossing(table[(table.arm == name) & (table.seed == seed)], metric, level, cost)
+            for name in (baseline, arm)
+        ]
         if None not in costs:
             pairs.append(costs[0] / costs[1])
     return pairs
@@ -37,7 +42,9 @@ def test_the_pages_are_those_that_the_tables_give():
     readme = claims.README.read_text(encoding="utf-8")
     for name, text in claims.pages(study.RESULTS, readme).items():
         path = claims.README if name.startswith("..") else study.RESULTS / name
-        assert path.read_text(encoding="utf-8") == text, f"{path.name} is not up to date: python -m catlib.lab.study page"
+        assert path.read_text(encoding="utf-8") == text, (
+            f"{path.name} is not up to date: python -m catlib.lab.study page"
+        )
 
 
 @measured
@@ -66,12 +73,16 @@ def test_the_intervals_are_those_of_an_exact_bootstrap():
         table = TABLES[row.table]
         if row.sampling_number == row.sampling_number:
             table = table[table.sampling_number == row.sampling_number]
-        logs = np.log(ratios(table, row.baseline, row.arm, row.metric, row.level / 100, "iteration"))
+        logs = np.log(
+            ratios(table, row.baseline, row.arm, row.metric, row.level / 100, "iteration")
+        )
         n = len(logs)
         means = np.sort(logs[np.indices((n,) * n).reshape(n, -1)].mean(0))
         # 10,000 drawn resamples put a tail of 2.5 % between 2 % and 3 %
         for value, tail in ((row.low, 0.025), (row.high, 0.975)):
-            low, high = np.exp(np.quantile(means, [tail - 0.005, tail + 0.005], method="inverted_cdf"))
+            low, high = np.exp(
+                np.quantile(means, [tail - 0.005, tail + 0.005], method="inverted_cdf")
+            )
             assert low - 1e-3 <= value <= high + 1e-3
         checked += 1
     assert checked
@@ -85,7 +96,9 @@ def test_where_each_arm_stood_at_the_end_is_recomputed():
         if row.sampling_number == row.sampling_number:
             table = table[table.sampling_number == row.sampling_number]
         ends = {}
-        for (arm, seed), run in table[table.arm.isin([row.baseline, row.arm])].groupby(["arm", "seed"]):
+        for (arm, seed), run in table[table.arm.isin([row.baseline, row.arm])].groupby(
+            ["arm", "seed"]
+        ):
             ends[arm, seed] = run.sort_values("iteration").robust_accuracy.iloc[-1]
         mine = [value for (arm, _), value in ends.items() if arm == row.arm]
         assert row.robust_accuracy == pytest.approx(np.mean(mine), abs=6e-5)
@@ -100,28 +113,52 @@ def test_where_each_arm_stood_at_the_end_is_recomputed():
 def test_the_cells_of_tables_1_and_2_are_recomputed():
     """The iterations and the ratio in each cell of the page and of the README, parsed from the text."""
     page = claims.claims_page(TABLES)
-    pattern = re.compile(r"Table (\d)([ab]): (\d+) % (\S+ ?\S*) \| AT (\d+), CAT (\d+) ticks: ([\d.]+) \| (.*?) \| ")
+    pattern = re.compile(
+        r"Table (\d)([ab]): (\d+) % (\S+ ?\S*) \| AT (\d+), CAT (\d+) ticks: ([\d.]+) \| (.*?) \| "
+    )
     rows = pattern.findall(page)
     assert len(rows) == 15
     checked = 0
     for number, _, level, metric, at_ticks, cat_ticks, printed, ours in rows:
-        dataset, metric, level = "mnist" if number == "1" else "cifar10", metric.replace(" ", "_"), int(level)
-        times, tick = PAPER[dataset][metric][level], (12.8, 12.9) if dataset == "mnist" else (0.095, 0.095)
-        assert [int(at_ticks), int(cat_ticks)] == [round(time / one) for time, one in zip(times, tick, strict=True)]
+        dataset, metric, level = (
+            "mnist" if number == "1" else "cifar10",
+            metric.replace(" ", "_"),
+            int(level),
+        )
+        times, tick = (
+            PAPER[dataset][metric][level],
+            (12.8, 12.9) if dataset == "mnist" else (0.095, 0.095),
+        )
+        assert [int(at_ticks), int(cat_ticks)] == [
+            round(time / one) for time, one in zip(times, tick, strict=True)
+        ]
         assert float(printed) == pytest.approx(times[0] / times[1], abs=0.006)
         for part in ours.split("<br>"):
-            match = re.match(r"(.*?): AT (\d+) iterations, CAT (\d+) iterations \((\d)/\d and (\d)/\d seeds\): ([\d.]+)", part)
+            match = re.match(
+                r"(.*?): AT (\d+) iterations, CAT (\d+) iterations \((\d)/\d and (\d)/\d seeds\): ([\d.]+)",
+                part,
+            )
             if match:
                 name = next(
                     name
                     for name in TABLES
                     if "_tables" in name
                     and claims.label(name) == match[1]
-                    and any(name in claim.tables for claim in claims.table_claims() if claim.text.startswith(f"Table {number}"))
+                    and any(
+                        name in claim.tables
+                        for claim in claims.table_claims()
+                        if claim.text.startswith(f"Table {number}")
+                    )
                 )
                 table = TABLES[name]
-                for arm, shown, reached in (("AT", match[2], match[4]), ("CAT", match[3], match[5])):
-                    mine = [crossing(run, metric, level / 100, "iteration") for _, run in table[table.arm == arm].groupby("seed")]
+                for arm, shown, reached in (
+                    ("AT", match[2], match[4]),
+                    ("CAT", match[3], match[5]),
+                ):
+                    mine = [
+                        crossing(run, metric, level / 100, "iteration")
+                        for _, run in table[table.arm == arm].groupby("seed")
+                    ]
                     mine = [cost for cost in mine if cost is not None]
                     assert len(mine) == int(reached)
                     assert int(shown) == pytest.approx(np.mean(mine), abs=0.51)
@@ -134,11 +171,19 @@ def test_the_cells_of_tables_1_and_2_are_recomputed():
 @measured
 def test_the_difference_at_the_end_in_the_verdict_is_recomputed():
     """By PGD-20 with restarts, CAT - AT in points, paired by seed."""
-    said = re.findall(r"robust accuracy differs by ([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\] points", claims.verdict(TABLES))
+    said = re.findall(
+        r"robust accuracy differs by ([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\] points",
+        claims.verdict(TABLES),
+    )
     there = [name for name in ("cpu_mnist_tables", "cpu_mnist_tables_0.3") if name in TABLES]
     assert len(said) == len(there) > 0
     for name, (mean, low, high) in zip(there, said, strict=True):
-        last = TABLES[name].dropna(subset="final_robust_accuracy").set_index(["arm", "seed"]).final_robust_accuracy
+        last = (
+            TABLES[name]
+            .dropna(subset="final_robust_accuracy")
+            .set_index(["arm", "seed"])
+            .final_robust_accuracy
+        )
         gaps = 100 * (last["CAT"] - last["AT"]).dropna().to_numpy()
         assert float(mean) == pytest.approx(gaps.mean(), abs=0.051)
         means = np.sort(gaps[np.indices((len(gaps),) * len(gaps)).reshape(len(gaps), -1)].mean(0))
@@ -180,13 +225,16 @@ def records(at, cat, seeds=5):
 
 
 @pytest.mark.parametrize(
-    ("at", "cat", "said"), [(100, 50, "CAT faster"), (50, 100, "CAT slower"), (100, 100, "no difference shown")]
+    ("at", "cat", "said"),
+    [(100, 50, "CAT faster"), (50, 100, "CAT slower"), (100, 100, "no difference shown")],
 )
 def test_a_verdict_follows_the_numbers(at, cat, said):
     _, judged = claims.cell("robust_accuracy", 50, 2.0)(records(at, cat), "")
     assert judged.startswith(said)
     sentence = claims.verdict({"cpu_mnist_tables": records(at, cat)})
-    assert {"CAT faster": "fewer iterations", "CAT slower": "more iterations"}.get(said, "no difference") in sentence
+    assert {"CAT faster": "fewer iterations", "CAT slower": "more iterations"}.get(
+        said, "no difference"
+    ) in sentence
 
 
 def test_two_seeds_prove_nothing_and_three_little():
@@ -203,7 +251,10 @@ def test_a_changed_number_in_a_table_changes_the_page():
 
 def test_text_between_markers_is_replaced_and_nothing_else():
     text = "a\n<!-- results -->\nold\n<!-- /results -->\nb\n"
-    assert claims.between(text, "results", "new\n") == "a\n<!-- results -->\nnew\n<!-- /results -->\nb\n"
+    assert (
+        claims.between(text, "results", "new\n")
+        == "a\n<!-- results -->\nnew\n<!-- /results -->\nb\n"
+    )
     assert claims.between(text, "verdict", "new") == text
 
 

@@ -16,8 +16,12 @@ from catlib.data import KEYS, data_root
 def arrays(colour=True, n=30):
     generator = np.random.default_rng(0)
     shape = (8, 9, 3) if colour else (8, 9)
-    return {"x_train": generator.integers(0, 256, (n, *shape), dtype=np.uint8), "y_train": np.arange(n, dtype=np.uint8) % 10,
-            "x_test": generator.integers(0, 256, (11, *shape), dtype=np.uint8), "y_test": np.arange(11, dtype=np.uint8) % 10}
+    return {
+        "x_train": generator.integers(0, 256, (n, *shape), dtype=np.uint8),
+        "y_train": np.arange(n, dtype=np.uint8) % 10,
+        "x_test": generator.integers(0, 256, (11, *shape), dtype=np.uint8),
+        "y_test": np.arange(11, dtype=np.uint8) % 10,
+    }
 
 
 def test_digits_are_scikit_learn_s():
@@ -29,9 +33,15 @@ def test_digits_are_scikit_learn_s():
     assert data.classes == tuple("0123456789") and data.y_train.dtype == torch.int64
 
     def rows(images, labels):
-        return sorted((*image.round().astype(int).ravel().tolist(), int(y)) for image, y in zip(images, labels, strict=True))
+        return sorted(
+            (*image.round().astype(int).ravel().tolist(), int(y))
+            for image, y in zip(images, labels, strict=True)
+        )
+
     back = (ours.squeeze(1).double() * 16 / 255).numpy()
-    assert rows(back, torch.cat([data.y_train, data.y_test]).numpy()) == rows(theirs.images, theirs.target)
+    assert rows(back, torch.cat([data.y_train, data.y_test]).numpy()) == rows(
+        theirs.images, theirs.target
+    )
     again = load_data("digits")
     assert torch.equal(again.x_train, data.x_train) and torch.equal(again.y_test, data.y_test)
 
@@ -39,21 +49,32 @@ def test_digits_are_scikit_learn_s():
 def test_batches_are_floats_in_0_1(digits):
     indices = torch.tensor([5, 0, 5])
     images, labels = digits.train(indices)
-    assert images.dtype == torch.float32 and torch.equal(images, digits.x_train[indices].float() / 255)
+    assert images.dtype == torch.float32 and torch.equal(
+        images, digits.x_train[indices].float() / 255
+    )
     assert torch.equal(labels, digits.y_train[indices])
     images, labels = digits.test(slice(7))
-    assert images.shape == (7, 1, 8, 8) and images.min() == 0 and images.max() == 1 and torch.equal(labels, digits.y_test[:7])
+    assert (
+        images.shape == (7, 1, 8, 8)
+        and images.min() == 0
+        and images.max() == 1
+        and torch.equal(labels, digits.y_test[:7])
+    )
     assert len(digits.train()[0]) == 1437
 
 
 def test_real_data(real_data):
-    n = {"mnist": (60000, 10000, (1, 28, 28)), "cifar10": (50000, 10000, (3, 32, 32))}[real_data.name]
+    n = {"mnist": (60000, 10000, (1, 28, 28)), "cifar10": (50000, 10000, (3, 32, 32))}[
+        real_data.name
+    ]
     assert (len(real_data.x_train), len(real_data.x_test), real_data.x_train.shape[1:]) == n
     assert real_data.x_train.dtype == torch.uint8 and real_data.x_train.is_contiguous()
     assert torch.bincount(real_data.y_test).shape == (10,)
     # known means of the training images, to three digits
     mean = {"mnist": [0.1307], "cifar10": [0.4914, 0.4822, 0.4465]}[real_data.name]
-    assert real_data.x_train[:10000].float().mean((0, 2, 3)).div(255).tolist() == pytest.approx(mean, abs=4e-3)
+    assert real_data.x_train[:10000].float().mean((0, 2, 3)).div(255).tolist() == pytest.approx(
+        mean, abs=4e-3
+    )
 
 
 @pytest.mark.parametrize("colour", [False, True])
@@ -71,7 +92,9 @@ def test_reads_npz(tmp_path, name, colour):
 
 def test_labels_may_be_a_column(tmp_path):
     written = arrays()
-    written["y_train"] = written["y_train"].reshape(-1, 1).astype(np.int64)  # as Keras writes CIFAR-10
+    written["y_train"] = (
+        written["y_train"].reshape(-1, 1).astype(np.int64)
+    )  # as Keras writes CIFAR-10
     np.savez(tmp_path / "cifar10.npz", **written)
     assert load_data("cifar10", tmp_path).y_train.shape == (30,)
 
@@ -80,7 +103,10 @@ def test_where_data_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.delenv("CATLIB_DATA", raising=False)
     assert data_root() == catlib.data.ROOT / "data" / "cache"
     monkeypatch.setenv("CATLIB_DATA", str(tmp_path))
-    assert data_root() == tmp_path.resolve() and data_root(tmp_path / "other") == tmp_path.resolve() / "other"
+    assert (
+        data_root() == tmp_path.resolve()
+        and data_root(tmp_path / "other") == tmp_path.resolve() / "other"
+    )
     np.savez(tmp_path / "mnist.npz", **arrays(colour=False))
     assert len(load_data("mnist").x_train) == 30
     monkeypatch.chdir(tmp_path)
@@ -91,7 +117,7 @@ def test_where_data_are_looked_for(tmp_path, monkeypatch):
 def damage(path, how):
     whole = path.read_bytes()
     if how == "truncated":
-        path.write_bytes(whole[:len(whole) // 2])
+        path.write_bytes(whole[: len(whole) // 2])
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "not a zip":
@@ -105,7 +131,9 @@ def damage(path, how):
     elif how == "a flipped bit":
         with zipfile.ZipFile(path) as archive:
             begin = archive.getinfo("x_train.npy").header_offset
-        path.write_bytes(whole[:begin + 200] + bytes([whole[begin + 200] ^ 16]) + whole[begin + 201:])
+        path.write_bytes(
+            whole[: begin + 200] + bytes([whole[begin + 200] ^ 16]) + whole[begin + 201 :]
+        )
     elif how == "pickled":
         np.savez(path, **(arrays() | {"x_train": np.array([{}], dtype=object)}))
     else:
@@ -131,7 +159,15 @@ WRONG = {
 }
 
 
-BROKEN = ("truncated", "empty", "not a zip", "an array alone", "a folder", "a flipped bit", "pickled")
+BROKEN = (
+    "truncated",
+    "empty",
+    "not a zip",
+    "an array alone",
+    "a folder",
+    "a flipped bit",
+    "pickled",
+)
 
 
 @pytest.mark.parametrize("how", [*BROKEN, *WRONG])
@@ -142,7 +178,9 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path, how):
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(ValueError) as caught:
         load_data("cifar10", tmp_path)
-    assert str(path) in str(caught.value) and "Delete it, and load_data('cifar10') downloads it again" in str(caught.value)
+    assert str(path) in str(
+        caught.value
+    ) and "Delete it, and load_data('cifar10') downloads it again" in str(caught.value)
     assert before is None or path.read_bytes() == before
 
 
@@ -158,7 +196,11 @@ def test_no_damage_passes_for_data_or_for_another_error(tmp_path_factory, data):
     if data.draw(st.booleans()):
         damaged = whole[:place]
     else:
-        damaged = whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1:]
+        damaged = (
+            whole[:place]
+            + bytes([whole[place] ^ data.draw(st.integers(1, 255))])
+            + whole[place + 1 :]
+        )
     path.write_bytes(damaged)
     try:
         loaded = load_data("mnist", path.parent)
@@ -171,6 +213,7 @@ def test_no_damage_passes_for_data_or_for_another_error(tmp_path_factory, data):
 
 # the download, without a network
 
+
 class Source:
     """torchvision's dataset: a folder and two splits."""
 
@@ -182,7 +225,10 @@ class Source:
             raise self.fail
         whole = arrays(colour=False)
         split = "train" if train else "test"
-        self.data, self.targets = torch.from_numpy(whole[f"x_{split}"]), torch.from_numpy(whole[f"y_{split}"]).long()
+        self.data, self.targets = (
+            torch.from_numpy(whole[f"x_{split}"]),
+            torch.from_numpy(whole[f"y_{split}"]).long(),
+        )
 
 
 def test_a_download_is_kept_and_used_again(tmp_path, monkeypatch):
@@ -199,7 +245,11 @@ def test_a_download_is_kept_and_used_again(tmp_path, monkeypatch):
     assert torch.equal(load_data("mnist", root).x_test, data.x_test)
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("Error downloading"), OSError("no route"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "failure",
+    [RuntimeError("Error downloading"), OSError("no route"), KeyboardInterrupt()],
+    ids=repr,
+)
 def test_a_failed_download_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch, failure):
     from torchvision import datasets
 
@@ -233,25 +283,38 @@ def test_a_download_cut_off_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
 # the augmentation
 
-@given(n=st.integers(0, 5), channels=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9),
-       padding=st.integers(0, 4), seed=st.integers(0, 99))
+
+@given(
+    n=st.integers(0, 5),
+    channels=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    padding=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
 def test_crop_and_flip_equals_a_loop(n, channels, height, width, padding, seed):
     """Each image is one of the crops of its padded self, mirrored or not: the one that the generator's numbers say."""
     images = torch.rand(n, channels, height, width, generator=torch.Generator().manual_seed(seed))
     ours = crop_and_flip(images, torch.Generator().manual_seed(seed), padding)
     assert ours.shape == images.shape
     generator = torch.Generator().manual_seed(seed)
-    down, right, mirror = (torch.randint(high, (n, 1), generator=generator) for high in (2 * padding + 1, 2 * padding + 1, 2))
+    down, right, mirror = (
+        torch.randint(high, (n, 1), generator=generator)
+        for high in (2 * padding + 1, 2 * padding + 1, 2)
+    )
     for i in range(n):
         padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding)
-        padded[:, padding:padding + height, padding:padding + width] = images[i]
-        crop = padded[:, down[i]:down[i] + height, right[i]:right[i] + width]
+        padded[:, padding : padding + height, padding : padding + width] = images[i]
+        crop = padded[:, down[i] : down[i] + height, right[i] : right[i] + width]
         assert torch.equal(ours[i], crop.flip(2) if mirror[i] else crop)
 
 
 def test_crop_and_flip_uses_every_shift():
     image = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)).expand(3000, 1, 6, 6)
-    different = {tuple(x.flatten().tolist()) for x in crop_and_flip(image, torch.Generator().manual_seed(0), padding=2)}
+    different = {
+        tuple(x.flatten().tolist())
+        for x in crop_and_flip(image, torch.Generator().manual_seed(0), padding=2)
+    }
     assert len(different) == 5 * 5 * 2
 
 

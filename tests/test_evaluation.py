@@ -15,18 +15,21 @@ from catlib import PGD, accuracy, check_model, robust_accuracy
 def verdicts_by_loop(model, images, labels, epsilon, step_size, steps, restarts, seed):
     """Which images no iterate of any restart broke, one image at a time, in plain steps."""
     generator = torch.Generator().manual_seed(seed)
-    noise = [torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator) for _ in range(restarts)]
+    noise = [
+        torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator)
+        for _ in range(restarts)
+    ]
     starts = [(images + delta).clamp(0, 1) for delta in noise]
     standing = []
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         right = bool(model(image[None]).argmax() == label)
         for start in starts:
-            x = start[i:i + 1]
+            x = start[i : i + 1]
             for _ in range(steps + 1):
                 x = x.detach().requires_grad_()
                 logits = model(x)
                 right = right and bool(logits.argmax() == label)
-                slope, = torch.autograd.grad(F.cross_entropy(logits, label[None]), x)
+                (slope,) = torch.autograd.grad(F.cross_entropy(logits, label[None]), x)
                 x = x + step_size * slope.sign()
                 x = torch.minimum(torch.maximum(x, image - epsilon), image + epsilon).clamp(0, 1)
         standing.append(right)
@@ -38,8 +41,12 @@ def test_accuracy_equals_a_loop(classifier, digits, batch_size, device):
     images, labels = (t.to(device) for t in digits.test())
     model = copy.deepcopy(classifier).to(device)
     with torch.no_grad():
-        right = [int(model(x[None]).argmax()) == int(y) for x, y in zip(images, labels, strict=True)]
-    assert 0.5 < accuracy(model, images, labels, batch_size=batch_size) == sum(right) / len(right) < 1
+        right = [
+            int(model(x[None]).argmax()) == int(y) for x, y in zip(images, labels, strict=True)
+        ]
+    assert (
+        0.5 < accuracy(model, images, labels, batch_size=batch_size) == sum(right) / len(right) < 1
+    )
 
 
 @pytest.mark.parametrize("batch_size", [13, 512])
@@ -50,7 +57,9 @@ def test_robust_accuracy_equals_a_loop(classifier, digits, batch_size):
     standing = verdicts_by_loop(model, images, labels, 0.06, 0.02, 5, 3, seed=4)
     robust = robust_accuracy(model, images, labels, attack, batch_size=batch_size, seed=4)
     assert robust == sum(standing) / 60 and 0.1 < robust < 0.9
-    _, broken = attack.attack_until_broken(model, images, labels, generator=torch.Generator().manual_seed(4))
+    _, broken = attack.attack_until_broken(
+        model, images, labels, generator=torch.Generator().manual_seed(4)
+    )
     assert [not b for b in broken.tolist()] == standing
 
 
@@ -71,28 +80,38 @@ def test_any_attack_plugs_in_and_sees_only_what_is_right(classifier, digits):
     def fgsm(model, x, y):
         seen.append(bool((model(x).argmax(1) == y).all()))
         x = x.detach().requires_grad_()
-        slope, = torch.autograd.grad(F.cross_entropy(model(x), y), x)
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(x), y), x)
         return (x + 0.05 * slope.sign()).clamp(0, 1)
 
     robust = robust_accuracy(classifier, images, labels, fgsm, batch_size=30)
     right = classifier(images).argmax(1) == labels
-    expected = [bool(r) and int(classifier(fgsm(classifier, x[None], y[None])).argmax()) == int(y)
-                for x, y, r in zip(images, labels, right, strict=True)]
+    expected = [
+        bool(r) and int(classifier(fgsm(classifier, x[None], y[None])).argmax()) == int(y)
+        for x, y, r in zip(images, labels, right, strict=True)
+    ]
     assert robust == sum(expected) / 100 and all(seen[:4])
-    assert robust_accuracy(classifier, images, labels, lambda model, x, y: x) == accuracy(classifier, images, labels)
+    assert robust_accuracy(classifier, images, labels, lambda model, x, y: x) == accuracy(
+        classifier, images, labels
+    )
 
 
 def test_what_holds_between_the_two(classifier, digits):
     images, labels = digits.test(slice(200))
     clean = accuracy(classifier, images, labels)
     assert robust_accuracy(classifier, images, labels, PGD(0.0, steps=3)) == clean
-    falling = [clean] + [robust_accuracy(classifier, images, labels, PGD(epsilon)) for epsilon in (0.02, 0.06, 0.2, 1.0)]
+    falling = [clean] + [
+        robust_accuracy(classifier, images, labels, PGD(epsilon))
+        for epsilon in (0.02, 0.06, 0.2, 1.0)
+    ]
     assert falling == sorted(falling, reverse=True) and falling[-1] == 0
 
 
 def test_more_restarts_never_help_the_model(classifier, digits):
     images, labels = digits.test(slice(200))
-    rates = [robust_accuracy(classifier, images, labels, PGD(0.06, steps=5, restarts=r), seed=1) for r in (1, 2, 5)]
+    rates = [
+        robust_accuracy(classifier, images, labels, PGD(0.06, steps=5, restarts=r), seed=1)
+        for r in (1, 2, 5)
+    ]
     assert rates == sorted(rates, reverse=True)
 
 
@@ -103,20 +122,29 @@ def test_seed_decides_and_a_global_attack_is_seeded_too(classifier, digits, glob
         return (x + 0.4 * torch.randn(x.shape)).clamp(0, 1)
 
     for attack in (PGD(0.08, steps=1), shaky):
-        rates = [robust_accuracy(classifier, images, labels, attack, seed=seed) for seed in (0, 0, 1, 2, 3, 4)]
+        rates = [
+            robust_accuracy(classifier, images, labels, attack, seed=seed)
+            for seed in (0, 0, 1, 2, 3, 4)
+        ]
         assert rates[0] == rates[1] and len(set(rates)) > 1
 
 
 @pytest.mark.parametrize("early", [False, True])
 def test_the_model_is_judged_in_eval_mode_and_left_as_found(conv_net, snapshot, early):
     model = conv_net().train()
-    images, labels = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 10
+    images, labels = (
+        torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(20) % 10,
+    )
     before = snapshot(model)
     attack = PGD(0.01, steps=2) if early else (lambda model, x, y: x)
     judged = accuracy(model, images, labels), robust_accuracy(model, images, labels, attack)
     assert snapshot(model) == before
     model.eval()
-    assert judged == (accuracy(model, images, labels), robust_accuracy(model, images, labels, attack))
+    assert judged == (
+        accuracy(model, images, labels),
+        robust_accuracy(model, images, labels, attack),
+    )
 
 
 def test_judged_in_full_precision_under_autocast(classifier, digits):
@@ -130,6 +158,7 @@ def test_judged_in_full_precision_under_autocast(classifier, digits):
 
 
 # check_model
+
 
 class Softmax(nn.Module):
     def __init__(self, model):
@@ -161,9 +190,13 @@ class Saturated(Softmax):
         return self.model(x) * 1e4
 
 
-DEFECTS = {"probabilities": (Softmax, "probabilities, not logits"), "random": (Noise, "random output"),
-           "rounding": (Rounded, "no gradient for 100%"), "detached": (Detached, "no gradient for 100%"),
-           "saturated": (Saturated, "no gradient")}
+DEFECTS = {
+    "probabilities": (Softmax, "probabilities, not logits"),
+    "random": (Noise, "random output"),
+    "rounding": (Rounded, "no gradient for 100%"),
+    "detached": (Detached, "no gradient for 100%"),
+    "saturated": (Saturated, "no gradient"),
+}
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -179,8 +212,11 @@ def test_finds_training_mode_and_wrong_pixels(classifier, digits, snapshot):
     model[1][1].train()
     before = snapshot(model)
     with pytest.warns(UserWarning):
-        mode, low, bytes_ = (check_model(model, images), check_model(classifier, images * 2 - 1),
-                             check_model(classifier, digits.x_test[:50]))
+        mode, low, bytes_ = (
+            check_model(model, images),
+            check_model(classifier, images * 2 - 1),
+            check_model(classifier, digits.x_test[:50]),
+        )
     assert snapshot(model) == before
     assert len(mode) == len(low) == 1
     assert "not in eval mode" in mode[0] and "-1 to 1" in low[0] and "0 to 255" in bytes_[0]

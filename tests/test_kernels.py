@@ -100,5 +100,7 @@ def test_compiled_training_is_the_same_training(precision):
         records = [first, *training]
         assert counters["stats"]["unique_graphs"] == graphs
         losses[compile], passes[compile] = [record.loss for record in records], records[-1].passes
-    assert losses[True] == pytest.approx(losses[False], rel=1e-2 if precision == "bfloat16" else 1e-4)
+    assert losses[True] == pytest.approx(
+        losses[False], rel=1e-2 if precision == "bfloat16" else 1e-4
+    )
     assert passes[True] == passes[False]

@@ -27,7 +27,9 @@ def test_the_seed_decides_the_weights_and_nothing_else_does(name, global_rng_unt
     with torch.random.fork_rng():
         for place, seed in enumerate((0, 0, 1)):
             torch.manual_seed(place)
-            models.append([p.detach().clone() for p in build_model(name, data, seed=seed).parameters()])
+            models.append(
+                [p.detach().clone() for p in build_model(name, data, seed=seed).parameters()]
+            )
     assert all(map(torch.equal, models[0], models[1]))
     assert sum(not torch.equal(a, b) for a, b in zip(models[0], models[2], strict=True)) > 3
     build_model(name, data)
@@ -40,7 +42,9 @@ def test_normalisation_is_the_first_layer(name):
     first, rest = model[0], model[1:]
     images = data.x_train.float() / 255
     normal = first(images)
-    assert normal.mean((0, 2, 3)).abs().max() < 1e-5 and (normal.std((0, 2, 3)) - 1).abs().max() < 1e-5
+    assert (
+        normal.mean((0, 2, 3)).abs().max() < 1e-5 and (normal.std((0, 2, 3)) - 1).abs().max() < 1e-5
+    )
     x = images[:4]
     by_hand = (x - images.mean((0, 2, 3)).view(3, 1, 1)) / images.std((0, 2, 3)).view(3, 1, 1)
     torch.testing.assert_close(model(x), rest(by_hand), atol=1e-4, rtol=1e-4)
@@ -58,4 +62,7 @@ def test_the_resnet_keeps_small_images_large():
 
 
 def test_models_take_float64():
-    assert build_model("cnn", fake(1, 8)).double()(torch.rand(2, 1, 8, 8, dtype=torch.float64)).dtype == torch.float64
+    assert (
+        build_model("cnn", fake(1, 8)).double()(torch.rand(2, 1, 8, 8, dtype=torch.float64)).dtype
+        == torch.float64
+    )

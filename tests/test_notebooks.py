@@ -16,7 +16,9 @@ LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 SECTIONS = ["Map", "Check yourself", "Recap", "Exercises", "References"]
 # a folder of somebody's machine, on any of the usual systems
-MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|work|opt|usr|mnt|var|private|srv|content)/\w|\b[A-Z]:\\+\w")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/])/(?:home|Users|root|tmp|work|opt|usr|mnt|var|private|srv|content)/\w|\b[A-Z]:\\+\w"
+)
 
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 each_notebook = pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=lambda path: path.stem)
@@ -40,11 +42,15 @@ def test_every_lesson_has_its_solutions():
 def test_the_file_is_a_clean_valid_notebook(path):
     notebook = nbformat.read(path, nbformat.NO_CONVERT)
     nbformat.validate(notebook)
-    assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5), "cells need ids: save it in format 4.5"
+    assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5), (
+        "cells need ids: save it in format 4.5"
+    )
     ids = [cell.id for cell in notebook.cells]
     assert len(ids) == len(set(ids))
     assert notebook.metadata.kernelspec.name == "python3"
-    assert not {"widgets", "papermill"} & set(notebook.metadata), "widget state or papermill's records were saved"
+    assert not {"widgets", "papermill"} & set(notebook.metadata), (
+        "widget state or papermill's records were saved"
+    )
     assert not any("papermill" in cell.metadata for cell in notebook.cells)
     assert path.stat().st_size < 300_000
 
@@ -54,10 +60,16 @@ def test_it_was_run_once_from_top_to_bottom_without_an_error(path):
     cells = [cell for cell in code_cells(nbformat.read(path, 4)) if cell.source.strip()]
     counts = [cell.execution_count for cell in cells]
     # a run that was given parameters begins at 2, when the cell that held them is gone
-    assert counts in [list(range(first, first + len(cells))) for first in (1, 2)], "restart the kernel, run all cells, save"
+    assert counts in [list(range(first, first + len(cells))) for first in (1, 2)], (
+        "restart the kernel, run all cells, save"
+    )
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    assert not [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert not [
+        output.text
+        for output in outputs
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
 
 
 @each_notebook
@@ -65,16 +77,35 @@ def test_it_names_no_folder_of_the_machine_it_ran_on(path):
     notebook = nbformat.read(path, 4)
     shown = [notebook.metadata] + [cell.metadata for cell in notebook.cells]
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    shown += [data for output in outputs for kind, data in output.get("data", {}).items() if not kind.startswith("image/")]
+    shown += [
+        data
+        for output in outputs
+        for kind, data in output.get("data", {}).items()
+        if not kind.startswith("image/")
+    ]
     shown += [output.get("text", "") for output in outputs]
     sources = [cell.source for cell in notebook.cells]
-    found = [match.group() for part in shown + sources for match in [MACHINE_PATH.search(json.dumps(part))] if match]
+    found = [
+        match.group()
+        for part in shown + sources
+        for match in [MACHINE_PATH.search(json.dumps(part))]
+        if match
+    ]
     assert not found
 
 
-@pytest.mark.parametrize(("text", "bad"), [
-    ("/home/ann/catlib", True), ("see /tmp/x", True), ("C:\\Users\\ann", True), ("https://a.org/home/x", False), ("8/255", False),
-    ("runs/digits", False), ("and/or /usr", False)])
+@pytest.mark.parametrize(
+    ("text", "bad"),
+    [
+        ("/home/ann/catlib", True),
+        ("see /tmp/x", True),
+        ("C:\\Users\\ann", True),
+        ("https://a.org/home/x", False),
+        ("8/255", False),
+        ("runs/digits", False),
+        ("and/or /usr", False),
+    ],
+)
 def test_the_search_for_machine_paths_finds_them(text, bad):
     assert bool(MACHINE_PATH.search(json.dumps(text))) == bad
 
@@ -94,7 +125,10 @@ def test_the_order_is_that_of_every_lesson(path):
     assert [name for name in sections if name in SECTIONS] == SECTIONS
     assert sections[0] == "Map", "the map comes before the story"
     assert sections[-4:] == SECTIONS[1:], "the story ends before 'Check yourself'"
-    kinds = ["parameters" if "parameters" in cell.metadata.get("tags", []) else cell.cell_type for cell in notebook.cells]
+    kinds = [
+        "parameters" if "parameters" in cell.metadata.get("tags", []) else cell.cell_type
+        for cell in notebook.cells
+    ]
     assert kinds.count("parameters") == 1
     first = kinds.index("parameters")
     assert "code" not in kinds[:first] and kinds[first + 1] == "code"
@@ -103,10 +137,16 @@ def test_the_order_is_that_of_every_lesson(path):
 
 @each_lesson
 def test_parameters_are_names_with_literals(path):
-    cell = next(cell for cell in nbformat.read(path, 4).cells if "parameters" in cell.metadata.get("tags", []))
+    cell = next(
+        cell
+        for cell in nbformat.read(path, 4).cells
+        if "parameters" in cell.metadata.get("tags", [])
+    )
     names = []
     for statement in ast.parse(cell.source).body:
-        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1, ast.unparse(statement)
+        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1, ast.unparse(
+            statement
+        )
         names.append(statement.targets[0].id)
         # papermill writes what it is given as a literal, and turns a tuple into a string
         assert not isinstance(ast.literal_eval(statement.value), tuple)
@@ -123,15 +163,23 @@ def test_every_picture_has_a_caption(path):
 
 @each_lesson
 def test_at_least_three_cells_are_compared_by_nbval(path):
-    checked = [cell for cell in code_cells(nbformat.read(path, 4)) if cell.source.startswith("# NBVAL_CHECK_OUTPUT\n")]
+    checked = [
+        cell
+        for cell in code_cells(nbformat.read(path, 4))
+        if cell.source.startswith("# NBVAL_CHECK_OUTPUT\n")
+    ]
     assert len([cell for cell in checked if cell.outputs]) >= 3
     for output in (output for cell in checked for output in cell.outputs):
-        assert not re.search(r"0x[0-9a-f]{6,}", json.dumps(output)), "a memory address differs in every run"
+        assert not re.search(r"0x[0-9a-f]{6,}", json.dumps(output)), (
+            "a memory address differs in every run"
+        )
 
 
 @each_lesson
 def test_links_lead_to_notebooks(path):
-    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    text = "\n".join(
+        cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"
+    )
     for link in re.findall(r"\]\(([^)#]+\.ipynb)\)", text):
         number = re.search(r"(\d\d)_[a-z_0-9]+\.ipynb$", link)
         assert number, link
@@ -143,8 +191,12 @@ def test_links_lead_to_notebooks(path):
 @each_lesson
 def test_it_ends_with_exercises_that_are_in_step_with_their_solutions(path):
     lesson = nbformat.read(path, 4)
-    solutions = nbformat.read(ROOT / "notebooks" / "solutions" / f"{path.name[:2]}_solutions.ipynb", 4)
-    assert exercises.updated(lesson, solutions) == lesson, "run python -m catlib.lab.exercises, then the notebook"
+    solutions = nbformat.read(
+        ROOT / "notebooks" / "solutions" / f"{path.name[:2]}_solutions.ipynb", 4
+    )
+    assert exercises.updated(lesson, solutions) == lesson, (
+        "run python -m catlib.lab.exercises, then the notebook"
+    )
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
@@ -154,24 +206,48 @@ def test_solutions_are_strict_and_every_exercise_is_checked(path):
     starts = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("### Exercise")]
     assert len(starts) >= 4
     for begin, end in zip(starts, [*starts[1:], len(notebook.cells)], strict=True):
-        sources = [cell.source for cell in notebook.cells[begin + 1:end] if cell.cell_type == "code"]
-        assert any("### BEGIN SOLUTION" in source for source in sources), notebook.cells[begin].source
-        assert any(re.search(r"^\s*check\(", source, re.M) for source in sources), notebook.cells[begin].source
+        sources = [
+            cell.source for cell in notebook.cells[begin + 1 : end] if cell.cell_type == "code"
+        ]
+        assert any("### BEGIN SOLUTION" in source for source in sources), notebook.cells[
+            begin
+        ].source
+        assert any(re.search(r"^\s*check\(", source, re.M) for source in sources), notebook.cells[
+            begin
+        ].source
 
 
 # ----- the exercises' own machinery
+
 
 def double(x):
     return 2 * x
 
 
-@pytest.mark.parametrize(("answer", "right", "on", "verdict"), [
-    ((None, None), (1, 2), None, "not yet"), ((1, None), (1, 2), None, "✗"),
-    (5, 5, None, "✓"), (4, 5, None, "✗"), (..., 5, None, "not yet"), (None, 5, None, "not yet"),
-    (0.5, lambda a: a < 1, None, "✓"), (2, lambda a: a < 1, None, "✗"), ("text", lambda a: a < 1, None, "✗"),
-    (double, torch.tensor([2.0, 4.0]), (torch.tensor([1.0, 2.0]),), "✓"), (double, 5, (2,), "✗"),
-    (lambda x: ..., 5, (2,), "not yet"), (lambda x: x / 0, 5, (2,), "✗"), ([1, 2], [1, 2], None, "✓"), ([1], [1, 2], None, "✗"),
-    ("a", "a", None, "✓"), ("a", "b", None, "✗"), (1 + 1e-4, 1, None, "✗"), (float("nan"), 1, None, "✗")])
+@pytest.mark.parametrize(
+    ("answer", "right", "on", "verdict"),
+    [
+        ((None, None), (1, 2), None, "not yet"),
+        ((1, None), (1, 2), None, "✗"),
+        (5, 5, None, "✓"),
+        (4, 5, None, "✗"),
+        (..., 5, None, "not yet"),
+        (None, 5, None, "not yet"),
+        (0.5, lambda a: a < 1, None, "✓"),
+        (2, lambda a: a < 1, None, "✗"),
+        ("text", lambda a: a < 1, None, "✗"),
+        (double, torch.tensor([2.0, 4.0]), (torch.tensor([1.0, 2.0]),), "✓"),
+        (double, 5, (2,), "✗"),
+        (lambda x: ..., 5, (2,), "not yet"),
+        (lambda x: x / 0, 5, (2,), "✗"),
+        ([1, 2], [1, 2], None, "✓"),
+        ([1], [1, 2], None, "✗"),
+        ("a", "a", None, "✓"),
+        ("a", "b", None, "✗"),
+        (1 + 1e-4, 1, None, "✗"),
+        (float("nan"), 1, None, "✗"),
+    ],
+)
 def test_a_check_says_what_holds_and_never_raises(answer, right, on, verdict, capsys, monkeypatch):
     monkeypatch.setattr(exercises, "STRICT", False)
     exercises.check(answer, right, "because", on=on)
@@ -189,21 +265,41 @@ def test_a_strict_check_raises_unless_the_answer_is_right(answer, monkeypatch):
 
 
 def solved(code="f = ...\n### BEGIN SOLUTION\nf = 1\n### END SOLUTION\nprint(f)"):
-    return new_notebook(cells=[new_markdown_cell("# title"), new_code_cell("setup"), new_markdown_cell("### Exercise 1 · one"),
-                               new_code_cell(code), new_code_cell("check(f, 1, 'one')")])
+    return new_notebook(
+        cells=[
+            new_markdown_cell("# title"),
+            new_code_cell("setup"),
+            new_markdown_cell("### Exercise 1 · one"),
+            new_code_cell(code),
+            new_code_cell("check(f, 1, 'one')"),
+        ]
+    )
 
 
 def lesson():
-    return new_notebook(cells=[new_markdown_cell("# 01"), new_markdown_cell("## Exercises\nsome"), new_code_cell("old"),
-                               new_markdown_cell("## References")])
+    return new_notebook(
+        cells=[
+            new_markdown_cell("# 01"),
+            new_markdown_cell("## Exercises\nsome"),
+            new_code_cell("old"),
+            new_markdown_cell("## References"),
+        ]
+    )
 
 
 def test_students_get_the_exercises_without_the_solutions():
     code = "def f(x):\n    y = ...\n    ### BEGIN SOLUTION\n    y = 2 * x\n    ### END SOLUTION\n    return y"
     cells = exercises.student_cells(solved(code))
     assert [cell.source for cell in cells] == [
-        "### Exercise 1 · one", "def f(x):\n    y = ...\n    # your code here\n    return y", f"{exercises._FOLDED}check(f, 1, 'one')"]
-    assert [cell.metadata.get("jupyter") for cell in cells] == [None, None, {"source_hidden": True}], "a check tells the answer"
+        "### Exercise 1 · one",
+        "def f(x):\n    y = ...\n    # your code here\n    return y",
+        f"{exercises._FOLDED}check(f, 1, 'one')",
+    ]
+    assert [cell.metadata.get("jupyter") for cell in cells] == [
+        None,
+        None,
+        {"source_hidden": True},
+    ], "a check tells the answer"
 
 
 @pytest.mark.parametrize("code", ["### BEGIN SOLUTION\nf = 1", "f = 1\n### END SOLUTION"])
@@ -217,14 +313,27 @@ def test_an_update_replaces_the_section_and_nothing_else_and_is_stable():
     after = exercises.updated(before, solved())
     code = "f = ...\n# your code here\nprint(f)"
     assert [cell.source for cell in after.cells] == [
-        "# 01", "## Exercises\nsome", "### Exercise 1 · one", code, f"{exercises._FOLDED}check(f, 1, 'one')", "## References"]
+        "# 01",
+        "## Exercises\nsome",
+        "### Exercise 1 · one",
+        code,
+        f"{exercises._FOLDED}check(f, 1, 'one')",
+        "## References",
+    ]
     assert len(before.cells) == 4, "what was given is left as it was"
-    after.cells[3].outputs, after.cells[3].execution_count = [nbformat.v4.new_output("stream", text="Ellipsis")], 7
+    after.cells[3].outputs, after.cells[3].execution_count = (
+        [nbformat.v4.new_output("stream", text="Ellipsis")],
+        7,
+    )
     assert exercises.updated(after, solved()) == after, "outputs stay where the code did"
-    assert exercises.updated(after, solved("g = ...\n### BEGIN SOLUTION\n### END SOLUTION")) != after
+    assert (
+        exercises.updated(after, solved("g = ...\n### BEGIN SOLUTION\n### END SOLUTION")) != after
+    )
 
 
-def test_the_command_says_which_lessons_are_out_of_step_and_mends_them(tmp_path, monkeypatch, capsys):
+def test_the_command_says_which_lessons_are_out_of_step_and_mends_them(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "notebooks" / "solutions").mkdir(parents=True)
     path = tmp_path / "notebooks" / "01_a.ipynb"
     nbformat.write(lesson(), path)

@@ -17,7 +17,13 @@ from catlib.lab.figures import COLOURS
 from catlib.lab.panel import TrainingPanel, interactive
 from catlib.lab.runs import Trial, build_training
 
-QUICK = {"sampling_number": 32, "steps": 2, "evaluate_every": 5, "evaluation_size": 50, "evaluation_steps": 2}
+QUICK = {
+    "sampling_number": 32,
+    "steps": 2,
+    "evaluate_every": 5,
+    "evaluation_size": 50,
+    "evaluation_steps": 2,
+}
 
 
 def trials(**settings) -> dict[str, Trial]:
@@ -68,7 +74,10 @@ def test_headless_it_trains_to_the_end_and_leaves_a_picture(monkeypatch):
             points = [r for r in records if r.accuracy is not None]
             assert list(line.get_xdata()) == [5, 10, 12]
             assert list(line.get_ydata()) == [100 * getattr(r, what) for r in points]
-    assert batch.images and sum(patch.get_height() for bars in weights.containers for patch in bars) == 1437
+    assert (
+        batch.images
+        and sum(patch.get_height() for bars in weights.containers for patch in bars) == 1437
+    )
     assert "robust accuracy" in panel.summary()
 
 
@@ -92,7 +101,9 @@ def test_a_live_run_is_the_run_of_a_plain_loop(panel):
     live.wait(60)
     alone = list(build_training(trials(iterations=10)["CAT"]))
     assert live.state == "finished" and not live.start_button.disabled and live.stop_button.disabled
-    assert [replace(r, seconds=0) for r in live.records["CAT"]] == [replace(r, seconds=0) for r in alone]
+    assert [replace(r, seconds=0) for r in live.records["CAT"]] == [
+        replace(r, seconds=0) for r in alone
+    ]
 
 
 def test_start_pause_resume_stop_start(panel):
@@ -107,7 +118,9 @@ def test_start_pause_resume_stop_start(panel):
     until(lambda: "paused" in words(live))
     counts = {name: len(records) for name, records in live.records.items()}
     time.sleep(0.3)
-    assert {name: len(records) for name, records in live.records.items()} == counts and live.pause_button.description == "Resume"
+    assert {
+        name: len(records) for name, records in live.records.items()
+    } == counts and live.pause_button.description == "Resume"
     live.pause_button.click()
     until(lambda: live.iteration > counts["AT"] + 2)
     assert [r.iteration for r in live.records["AT"][:8]] == list(range(1, 9))
@@ -155,11 +168,19 @@ def test_alpha_and_epsilon_take_effect_at_the_next_iteration(panel):
     live = panel(trials(iterations=None), controls=("alpha", "epsilon", "steps"))
     live.start()
     until(lambda: live.iteration >= 2)
-    live.inputs["alpha"].value, live.inputs["epsilon"].value, live.inputs["steps"].value = 0.9, 0.2, 3
+    live.inputs["alpha"].value, live.inputs["epsilon"].value, live.inputs["steps"].value = (
+        0.9,
+        0.2,
+        3,
+    )
     at = live.iteration
     until(lambda: live.iteration >= at + 2)
     cat, at_ = live.trainings["CAT"], live.trainings["AT"]
-    assert cat.sampler.alpha == 0.9 and at_.attack.epsilon == cat.attack.epsilon == 0.2 and cat.attack.steps == 3
+    assert (
+        cat.sampler.alpha == 0.9
+        and at_.attack.epsilon == cat.attack.epsilon == 0.2
+        and cat.attack.steps == 3
+    )
     assert cat.attack.step_size == pytest.approx(2.5 * 0.2 / 3)
     assert cat.evaluation_attack.epsilon == 0.1, "the curve keeps its judge"
     assert {setting for _, setting, _ in live.changes} == {"alpha", "epsilon", "steps"}
@@ -183,12 +204,16 @@ def test_the_sampling_number_waits_for_the_next_start(panel):
     live.stop()
     live.start()  # waits for the old thread
     until(lambda: live.iteration)
-    assert {len(training.batch.labels) for training in live.trainings.values() if training.batch} == {64}
+    assert {
+        len(training.batch.labels) for training in live.trainings.values() if training.batch
+    } == {64}
     assert live.note.value == ""
 
 
 def test_what_the_trials_compare_moves_the_last_one_only(panel):
-    live = panel({"CAT, 16": Trial(**QUICK | {"sampling_number": 16}), "CAT, yours": Trial(**QUICK)})
+    live = panel(
+        {"CAT, 16": Trial(**QUICK | {"sampling_number": 16}), "CAT, yours": Trial(**QUICK)}
+    )
     assert live.inputs["sampling_number"].description.endswith("of CAT, yours")
     live.inputs["sampling_number"].value, live.inputs["alpha"].value = 128, 0.1
     assert [trial.sampling_number for trial in live.trials.values()] == [16, 128]
@@ -197,7 +222,10 @@ def test_what_the_trials_compare_moves_the_last_one_only(panel):
     live.start()
     live.stop()
     live.wait(30)
-    assert "CAT, yours (now sampling number 128)" in live.readings.value and "16 (now" not in live.readings.value
+    assert (
+        "CAT, yours (now sampling number 128)" in live.readings.value
+        and "16 (now" not in live.readings.value
+    )
 
 
 def test_an_exception_is_shown_and_what_was_trained_is_kept(panel):
@@ -211,7 +239,10 @@ def test_an_exception_is_shown_and_what_was_trained_is_kept(panel):
     live.start_button.click()
     live.wait(30)
     assert live.state == "failed" and "failed at iteration 3" in words(live)
-    assert "FloatingPointError" in live.failure.value and "a &lt;loss&gt; that is nan" in live.failure.value
+    assert (
+        "FloatingPointError" in live.failure.value
+        and "a &lt;loss&gt; that is nan" in live.failure.value
+    )
     assert len(live.records["AT"]) == 3 and live.trainings["AT"].iteration == 3
     del live._apply
     live.start_button.click()
@@ -245,7 +276,11 @@ def test_two_panels_do_not_disturb_each_other(panel):
 def test_models_are_built_in_turn(panel, monkeypatch):
     """Initial weights come of a seed in torch's global state, which another panel's thread would move."""
     turns, build = [], background.build_training
-    monkeypatch.setattr(background, "build_training", lambda trial: (turns.append(background.TURN.locked()), build(trial))[1])
+    monkeypatch.setattr(
+        background,
+        "build_training",
+        lambda trial: (turns.append(background.TURN.locked()), build(trial))[1],
+    )
     live = panel(trials(iterations=1))
     live.start()
     live.wait(60)
@@ -298,7 +333,9 @@ def test_the_background_needs_no_widgets():
 def test_the_ipykernel_here_is_one_the_panel_was_tried_on():
     """ipykernel changed three times how a click reaches Python; the panel wants a free main shell and nothing else."""
     major, minor = map(int, importlib.metadata.version("ipykernel").split(".")[:2])
-    assert (6, 29) <= (major, minor) < (8, 0), f"try tests/browser on ipykernel {major}.{minor}, then widen this range"
+    assert (6, 29) <= (major, minor) < (8, 0), (
+        f"try tests/browser on ipykernel {major}.{minor}, then widen this range"
+    )
 
 
 def test_in_a_kernel_the_cell_returns_at_once_and_a_click_stops_the_training():
@@ -311,19 +348,32 @@ def test_in_a_kernel_the_cell_returns_at_once_and_a_click_stops_the_training():
         warnings.simplefilter("ignore")
         manager, client = start_new_kernel(kernel_name="python3", env=environment)
     try:
+
         def run(code, answer="0"):
-            reply = client.execute_interactive(code, timeout=90, user_expressions={"answer": answer},
-                                               output_hook=lambda message: None)["content"]
+            reply = client.execute_interactive(
+                code,
+                timeout=90,
+                user_expressions={"answer": answer},
+                output_hook=lambda message: None,
+            )["content"]
             assert reply["status"] == "ok", reply
             return reply["user_expressions"]["answer"]["data"]["text/plain"].strip("'")
 
-        run("import time\nfrom catlib.lab.panel import Trial, TrainingPanel, interactive\nassert interactive()")
-        run("panel = TrainingPanel(Trial(iterations=None, steps=2, evaluate_every=5, evaluation_size=50))")
+        run(
+            "import time\nfrom catlib.lab.panel import Trial, TrainingPanel, interactive\nassert interactive()"
+        )
+        run(
+            "panel = TrainingPanel(Trial(iterations=None, steps=2, evaluate_every=5, evaluation_size=50))"
+        )
         stop = run("panel.display()\npanel.start()", "panel.stop_button.model_id")
-        run("end = time.time() + 60\nwhile panel.iteration < 5:\n    time.sleep(0.05)\n    assert time.time() < end")
+        run(
+            "end = time.time() + 60\nwhile panel.iteration < 5:\n    time.sleep(0.05)\n    assert time.time() < end"
+        )
         click = {"comm_id": stop, "data": {"method": "custom", "content": {"event": "click"}}}
         client.shell_channel.send(client.session.msg("comm_msg", click))
-        run("panel.wait(20); assert panel.state == 'stopped', panel.state; assert 'stopped' in panel.status_line.value")
+        run(
+            "panel.wait(20); assert panel.state == 'stopped', panel.state; assert 'stopped' in panel.status_line.value"
+        )
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

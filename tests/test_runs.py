@@ -18,8 +18,17 @@ import torch
 from catlib.lab import runs
 from catlib.lab.runs import Trial, is_done, read_records, run, write_whole
 
-TINY = Trial(method="CAT", seed=3, iterations=12, sampling_number=32, steps=1, evaluate_every=3, evaluation_size=40,
-             evaluation_steps=2, device="cpu")
+TINY = Trial(
+    method="CAT",
+    seed=3,
+    iterations=12,
+    sampling_number=32,
+    steps=1,
+    evaluate_every=3,
+    evaluation_size=40,
+    evaluation_steps=2,
+    device="cpu",
+)
 
 
 def without_seconds(folder):
@@ -38,13 +47,31 @@ def test_what_a_run_leaves_behind(tmp_path, method):
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.pt", "records.csv", "run.json"]
     info = json.loads((folder / "run.json").read_text())
     assert info["status"] == "done" and is_done(folder) and Trial(**info["trial"]) == trial
-    assert {"device", "threads", "versions", "revision", "command", "wall_seconds", "written"} <= set(info)
-    assert info["versions"]["torch"] == torch.__version__.split("+")[0] or info["versions"]["torch"] == torch.__version__
+    assert {
+        "device",
+        "threads",
+        "versions",
+        "revision",
+        "command",
+        "wall_seconds",
+        "written",
+    } <= set(info)
+    assert (
+        info["versions"]["torch"] == torch.__version__.split("+")[0]
+        or info["versions"]["torch"] == torch.__version__
+    )
     assert 0 <= info["final"]["robust_accuracy"] <= info["final"]["accuracy"] <= 1
     records = pd.read_csv(folder / "records.csv")
-    assert list(records.iteration) == [3, 6, 9, 12] and list(records.examples) == [96, 192, 288, 384]
+    assert list(records.iteration) == [3, 6, 9, 12] and list(records.examples) == [
+        96,
+        192,
+        288,
+        384,
+    ]
     assert list(records.passes) == [192, 384, 576, 768]  # a step and an update each
-    assert records.seconds.is_monotonic_increasing and records.seconds.iloc[-1] < info["wall_seconds"]
+    assert (
+        records.seconds.is_monotonic_increasing and records.seconds.iloc[-1] < info["wall_seconds"]
+    )
     table = read_records(tmp_path)
     assert len(table) == 4 and set(table.method) == {method} and set(table.id) == {trial.id}
 
@@ -60,15 +87,31 @@ def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
 def test_an_id_is_stable_and_tells_settings_apart():
     """The digest counts what is not a default, so that a new setting leaves the folders of old runs valid."""
     assert Trial().id == "digits-cnn-CAT-k128-s0-44136fa3"
-    assert Trial(dataset="mnist", method="CAT", epsilon=0.1, seed=3).id == Trial(dataset="mnist", seed=3).id
-    different = [{}, {"epsilon": 0.2}, {"seed": 1}, {"alpha": 0.6}, {"steps": 11}, {"temperature": 1.0}, {"method": "AT"}]
+    assert (
+        Trial(dataset="mnist", method="CAT", epsilon=0.1, seed=3).id
+        == Trial(dataset="mnist", seed=3).id
+    )
+    different = [
+        {},
+        {"epsilon": 0.2},
+        {"seed": 1},
+        {"alpha": 0.6},
+        {"steps": 11},
+        {"temperature": 1.0},
+        {"method": "AT"},
+    ]
     assert len({Trial(**settings).id for settings in different}) == len(different)
     code = "from catlib.lab.runs import Trial; print(Trial(dataset='mnist', epsilon=0.3, temperature=2.0).id)"
-    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=runs.ROOT)
+    again = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=runs.ROOT
+    )
     assert again.stdout.strip() == Trial(dataset="mnist", epsilon=0.3, temperature=2.0).id
 
 
-@pytest.mark.parametrize("name, value", [("method", "TRADES"), ("weighting", "loud"), ("optimizer", "lion"), ("schedule", "no")])
+@pytest.mark.parametrize(
+    "name, value",
+    [("method", "TRADES"), ("weighting", "loud"), ("optimizer", "lion"), ("schedule", "no")],
+)
 def test_an_unknown_setting_is_named(name, value):
     with pytest.raises(ValueError, match=f"{name} is '{value}'; it must be one of"):
         Trial(**{name: value})
@@ -88,25 +131,36 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
     (folder / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(ValueError) as caught:
         run(TINY, tmp_path)
-    assert str(folder / "checkpoint.pt") in str(caught.value) and "Delete the folder" in str(caught.value)
+    assert str(folder / "checkpoint.pt") in str(caught.value) and "Delete the folder" in str(
+        caught.value
+    )
     assert [p.name for p in folder.iterdir()] == ["checkpoint.pt"]
 
 
 # killed
 
+
 class Killed(BaseException):
     """As final as SIGKILL, but in this process."""
 
 
-CHANGING = replace(TINY, warm_up=5, epsilon_warm_up=7, schedule="cyclic", optimizer="adam", augment=True)
+CHANGING = replace(
+    TINY, warm_up=5, epsilon_warm_up=7, schedule="cyclic", optimizer="adam", augment=True
+)
 
 
-@pytest.mark.parametrize("trial", [TINY, CHANGING], ids=["plain", "everything that changes on the way"])
+@pytest.mark.parametrize(
+    "trial", [TINY, CHANGING], ids=["plain", "everything that changes on the way"]
+)
 def test_killed_before_or_after_any_write(tmp_path, monkeypatch, trial, same):
     """At each moment between two files, so that no pair of them can disagree for good."""
     whole, writes = run(trial, tmp_path / "whole"), []
     genuine = runs.write_whole
-    monkeypatch.setattr(runs, "write_whole", lambda path, content: (writes.append(path.name), genuine(path, content)))
+    monkeypatch.setattr(
+        runs,
+        "write_whole",
+        lambda path, content: (writes.append(path.name), genuine(path, content)),
+    )
     run(trial, tmp_path / "counted")
     assert writes.count("checkpoint.pt") == writes.count("records.csv") == 4
     for last in range(len(writes)):
@@ -124,7 +178,9 @@ def test_killed_before_or_after_any_write(tmp_path, monkeypatch, trial, same):
         monkeypatch.setattr(runs, "write_whole", genuine)
         assert not is_done(tmp_path / str(last) / trial.id)
         folder = run(trial, tmp_path / str(last))
-        pd.testing.assert_frame_equal(without_seconds(folder), without_seconds(whole), check_exact=True)
+        pd.testing.assert_frame_equal(
+            without_seconds(folder), without_seconds(whole), check_exact=True
+        )
         assert same(state(folder), state(whole))
 
 
@@ -172,12 +228,29 @@ DRIVER = textwrap.dedent("""
 @pytest.mark.parametrize("method", ["CAT", pytest.param("AT", marks=pytest.mark.slow)])
 def test_killed_at_random_moments_ends_bit_identical(tmp_path, method, same):
     """SIGKILL at ten moments: no file is ever half written, and the end is that of a run left alone."""
-    trial = Trial(method=method, seed=5, iterations=40, sampling_number=32, steps=1, evaluate_every=1, evaluation_size=20,
-                  evaluation_steps=1, device="cpu", schedule="cyclic", augment=True)
+    trial = Trial(
+        method=method,
+        seed=5,
+        iterations=40,
+        sampling_number=32,
+        steps=1,
+        evaluate_every=1,
+        evaluation_size=20,
+        evaluation_steps=1,
+        device="cpu",
+        schedule="cyclic",
+        augment=True,
+    )
     settings = {name: getattr(trial, name) for name in trial.__dataclass_fields__}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.ROOT)}
-    with subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                          env=environment) as driver:
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as driver:
+
         def attempt(root, iterations=0, seconds=None):
             """A run that is killed so many seconds after so many iterations."""
             print((str(root), settings, iterations, seconds), file=driver.stdin, flush=True)
@@ -189,7 +262,11 @@ def test_killed_at_random_moments_ends_bit_identical(tmp_path, method, same):
         moments, folder, seen = random.Random(0), tmp_path / "killed" / trial.id, []
         for _ in range(10):
             # after none, one or two iterations, and then somewhere in the next
-            status, _ = attempt(tmp_path / "killed", moments.randrange(3), moments.uniform(0, 1.5) * took / trial.iterations)
+            status, _ = attempt(
+                tmp_path / "killed",
+                moments.randrange(3),
+                moments.uniform(0, 1.5) * took / trial.iterations,
+            )
             assert status == signal.SIGKILL
             seen.append(check_whole(folder, trial))
         status, _ = attempt(tmp_path / "killed")

@@ -37,7 +37,9 @@ def set_probabilities(log_weights, k):
         left, log_p = list(range(n)), 0.0
         for i in order:
             high = max(log_weights[j] for j in left)
-            log_p += log_weights[i] - high - math.log(sum(math.exp(log_weights[j] - high) for j in left))
+            log_p += (
+                log_weights[i] - high - math.log(sum(math.exp(log_weights[j] - high) for j in left))
+            )
             left.remove(i)
         key = tuple(sorted(order))
         law[key] = law.get(key, 0.0) + math.exp(log_p)
@@ -53,7 +55,7 @@ def chi_square(counts, law):
     assert not [key for key in counts if law[key] * draws < 1e-9], "what cannot happen has happened"
     cells = sorted(((p * draws, counts.get(key, 0)) for key, p in law.items()), reverse=True)
     large = [cell for cell in cells if cell[0] >= 5]
-    rest = [sum(x) for x in zip(*cells[len(large):], strict=True)] or [0.0, 0]
+    rest = [sum(x) for x in zip(*cells[len(large) :], strict=True)] or [0.0, 0]
     if rest[0] >= 5 or not large:
         large.append(rest)
     else:
@@ -88,7 +90,9 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("k", [1, 3])
 def test_law_without_classes(name, k, tree):
-    sampler = CaseSampler(torch.arange(6), k, class_balanced=False, temperature=1.0, tree=tree, seed=1)
+    sampler = CaseSampler(
+        torch.arange(6), k, class_balanced=False, temperature=1.0, tree=tree, seed=1
+    )
     law = set_probabilities(WEIGHTS[name], k)
     assert chi_square(count_sets(with_weights(sampler, WEIGHTS[name]), 3000), law) > FALSE_ALARM
 
@@ -97,12 +101,18 @@ def test_law_without_classes(name, k, tree):
 def test_law_with_classes_and_a_temperature(tree):
     """Two of each class, drawn by weight within the class: the law is the product of theirs."""
     labels, weights = [0, 1, 0, 1, 0, 1, 0, 1], [0.0, -3.0, 2.0, 0.0, 4.0, 3.0, -1.0, 1.0]
-    sampler = with_weights(CaseSampler(torch.tensor(labels), 4, temperature=2.5, tree=tree, seed=2), weights)
+    sampler = with_weights(
+        CaseSampler(torch.tensor(labels), 4, temperature=2.5, tree=tree, seed=2), weights
+    )
     laws = []
     for c in (0, 1):
         members = [i for i in range(8) if labels[i] == c]
-        laws.append({tuple(members[j] for j in key): p
-                     for key, p in set_probabilities([weights[i] / 2.5 for i in members], 2).items()})
+        laws.append(
+            {
+                tuple(members[j] for j in key): p
+                for key, p in set_probabilities([weights[i] / 2.5 for i in members], 2).items()
+            }
+        )
     law = {tuple(sorted(a + b)): p * q for a, p in laws[0].items() for b, q in laws[1].items()}
     assert chi_square(count_sets(sampler, 4000), law) > FALSE_ALARM
 
@@ -126,7 +136,10 @@ def test_law_across_the_groups_and_levels_of_the_tree(k, shift):
 def test_law_of_one_of_many(tree):
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(130, generator=generator) * 1.5
-    sampler = with_weights(CaseSampler(torch.zeros(130, dtype=torch.long), 1, temperature=1.0, tree=tree, seed=4), weights)
+    sampler = with_weights(
+        CaseSampler(torch.zeros(130, dtype=torch.long), 1, temperature=1.0, tree=tree, seed=4),
+        weights,
+    )
     law = {(i,): p for i, p in enumerate(weights.double().softmax(0).tolist())}
     assert chi_square(count_sets(sampler, 8000), law) > FALSE_ALARM
 
@@ -162,13 +175,20 @@ def test_both_forms_have_one_law(seed):
     labels = torch.arange(40) % 3
     often = []
     for tree in (False, True):
-        sampler = with_weights(CaseSampler(labels, 9, temperature=1.3, tree=tree, seed=seed), weights)
-        often.append(sum(torch.bincount(sampler.draw(), minlength=40) for _ in range(draws)).double() / draws)
-    spread = (((often[0] * (1 - often[0])) + (often[1] * (1 - often[1]))) / draws).sqrt().clamp(min=1e-9)
+        sampler = with_weights(
+            CaseSampler(labels, 9, temperature=1.3, tree=tree, seed=seed), weights
+        )
+        often.append(
+            sum(torch.bincount(sampler.draw(), minlength=40) for _ in range(draws)).double() / draws
+        )
+    spread = (
+        (((often[0] * (1 - often[0])) + (often[1] * (1 - often[1]))) / draws).sqrt().clamp(min=1e-9)
+    )
     assert ((often[0] - often[1]) / spread).abs().max() < stats.norm.isf(FALSE_ALARM / 40 / 2)
 
 
 # balance
+
 
 def quotas_by_loop(counts, k):
     """Hand the batch out one by one, each to the class that has least and is not exhausted; (quotas, remainder's classes)."""
@@ -182,7 +202,11 @@ def quotas_by_loop(counts, k):
         assert first is None
 
 
-@given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=8), share=st.floats(0, 1), tree=st.booleans())
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    share=st.floats(0, 1),
+    tree=st.booleans(),
+)
 @example(counts=[20] * 10, share=0.64, tree=False)
 @example(counts=[1, 1, 9, 9, 9], share=0.5, tree=True)
 @example(counts=[3], share=1.0, tree=True)
@@ -199,11 +223,15 @@ def test_balance(counts, share, tree):
         assert len(batch) == k == len(batch.unique())
         drawn = torch.bincount(labels[batch], minlength=len(counts))
         extra = (drawn - torch.tensor(base)).tolist()
-        assert sum(extra) == remainder and all(e in (0, 1) if c in free else e == 0 for c, e in enumerate(extra))
+        assert sum(extra) == remainder and all(
+            e in (0, 1) if c in free else e == 0 for c, e in enumerate(extra)
+        )
         total += drawn
         sampler.update(batch, torch.randn(k))
     rounds = max(1, len(free))
-    assert total.tolist() == [rounds * q + (remainder if c in free else 0) for c, q in enumerate(base)]
+    assert total.tolist() == [
+        rounds * q + (remainder if c in free else 0) for c, q in enumerate(base)
+    ]
 
 
 def test_the_paper_s_balance():
@@ -213,7 +241,7 @@ def test_the_paper_s_balance():
     each = torch.stack([torch.bincount(labels[sampler.draw()], minlength=10) for _ in range(33)])
     assert set(each.unique().tolist()) == {12, 13}
     for first in range(24):
-        assert each[first:first + 10].sum(0).tolist() == [128] * 10
+        assert each[first : first + 10].sum(0).tolist() == [128] * 10
 
 
 @FORMS
@@ -227,11 +255,15 @@ def test_labels_need_not_be_dense(tree):
 @FORMS
 def test_unbalanced_draws_ignore_the_classes(tree):
     labels = torch.tensor([0] * 6 + [1] * 6)
-    sampler = with_weights(CaseSampler(labels, 6, class_balanced=False, temperature=1.0, tree=tree), [40.0] * 6 + [0.0] * 6)
+    sampler = with_weights(
+        CaseSampler(labels, 6, class_balanced=False, temperature=1.0, tree=tree),
+        [40.0] * 6 + [0.0] * 6,
+    )
     assert sorted(sampler.draw().tolist()) == list(range(6))
 
 
 # Eq. 4
+
 
 @FORMS
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
@@ -262,17 +294,24 @@ def test_gains_of_any_precision_and_a_graph(tree):
     sampler = CaseSampler(torch.zeros(40, dtype=torch.long), 4, 0.5, tree=tree)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         with_weights(sampler, torch.ones(40))
-        sampler.update(torch.tensor([3, 5], dtype=torch.int32), torch.tensor([2.0, -4.0], dtype=dtype, requires_grad=True))
+        sampler.update(
+            torch.tensor([3, 5], dtype=torch.int32),
+            torch.tensor([2.0, -4.0], dtype=dtype, requires_grad=True),
+        )
         assert sampler.weights[[3, 5, 6]].tolist() == [1.5, -1.5, 1.0]
 
 
 # temperature
 
+
 @FORMS
 def test_auto_temperature_is_the_deviation_renewed_once_a_pass(tree):
     """A sampler whose temperature is set by hand at those moments draws the same."""
     labels, generator = torch.arange(60) % 3, torch.Generator().manual_seed(0)
-    auto, hand = CaseSampler(labels, 12, tree=tree, seed=9), CaseSampler(labels, 12, temperature=1.0, tree=tree, seed=9)
+    auto, hand = (
+        CaseSampler(labels, 12, tree=tree, seed=9),
+        CaseSampler(labels, 12, temperature=1.0, tree=tree, seed=9),
+    )
     assert len(auto) == 5
     for t in range(40):
         if t and t % 5 == 0:
@@ -287,7 +326,9 @@ def test_auto_temperature_is_the_deviation_renewed_once_a_pass(tree):
 def test_auto_temperature_does_not_feel_the_scale_of_the_logits(tree):
     gains, draws = torch.randn(60, generator=torch.Generator().manual_seed(0)), []
     for scale in (1.0, 1024.0):
-        sampler = with_weights(CaseSampler(torch.arange(60) % 3, 12, tree=tree, seed=9), gains * scale)
+        sampler = with_weights(
+            CaseSampler(torch.arange(60) % 3, 12, tree=tree, seed=9), gains * scale
+        )
         sampler.temperature = "auto"
         draws.append(torch.stack([sampler.draw() for _ in range(20)]))
     assert torch.equal(*draws)
@@ -295,7 +336,10 @@ def test_auto_temperature_does_not_feel_the_scale_of_the_logits(tree):
 
 @FORMS
 def test_a_high_temperature_draws_uniformly(tree):
-    sampler = with_weights(CaseSampler(torch.zeros(6, dtype=torch.long), 2, temperature=1e12, tree=tree), WEIGHTS["steep"])
+    sampler = with_weights(
+        CaseSampler(torch.zeros(6, dtype=torch.long), 2, temperature=1e12, tree=tree),
+        WEIGHTS["steep"],
+    )
     assert chi_square(count_sets(sampler, 3000), set_probabilities([0.0] * 6, 2)) > FALSE_ALARM
 
 
@@ -306,6 +350,7 @@ def test_log_weight_replaces_the_exponent():
 
 
 # state
+
 
 def through_a_file(state):
     file = io.BytesIO()
@@ -318,7 +363,9 @@ SAMPLERS = {
     "uniform": lambda labels, seed: UniformSampler(labels, 16, seed=seed),
     "sort": lambda labels, seed: CaseSampler(labels, 16, 0.3, tree=False, seed=seed),
     "tree": lambda labels, seed: CaseSampler(labels, 16, 0.3, tree=True, seed=seed),
-    "tree, fixed temperature": lambda labels, seed: CaseSampler(labels, 16, 0.3, temperature=3.0, tree=True, seed=seed),
+    "tree, fixed temperature": lambda labels, seed: CaseSampler(
+        labels, 16, 0.3, temperature=3.0, tree=True, seed=seed
+    ),
 }
 
 
@@ -358,11 +405,15 @@ def test_a_state_goes_from_one_form_to_the_other():
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_seed_decides_and_the_global_state_is_left_alone(name, global_rng_untouched):
     labels = torch.arange(100) % 7
-    draws = [torch.stack([sampler.draw() for _ in range(12)]) for sampler in (SAMPLERS[name](labels, s) for s in (1, 1, 2))]
+    draws = [
+        torch.stack([sampler.draw() for _ in range(12)])
+        for sampler in (SAMPLERS[name](labels, s) for s in (1, 1, 2))
+    ]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
 # as batch samplers
+
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -375,7 +426,11 @@ def test_feeds_a_data_loader(name, workers):
     batches = list(loader)
     assert len(batches) == 6
     for x, y, indices in batches:
-        assert torch.equal(x, indices * 10) and torch.equal(y, labels[indices]) and len(indices.unique()) == 16
+        assert (
+            torch.equal(x, indices * 10)
+            and torch.equal(y, labels[indices])
+            and len(indices.unique()) == 16
+        )
         sampler.update(indices, torch.randn(16))
 
 
@@ -403,7 +458,12 @@ def test_uniform_is_uniform():
 def test_case_sampler_sees_everything_once_before_anything_twice_while_all_are_right():
     """w_0 = 1 ranks the unseen above the correct, whose gain is negative: nearly a first pass over the data."""
     sampler = CaseSampler(torch.arange(400) % 10, 40, 0.0, temperature=0.05)
-    seen = torch.cat([(batch := sampler.draw(), sampler.update(batch, torch.full((40,), -5.0)))[0] for _ in range(10)])
+    seen = torch.cat(
+        [
+            (batch := sampler.draw(), sampler.update(batch, torch.full((40,), -5.0)))[0]
+            for _ in range(10)
+        ]
+    )
     assert len(seen.unique()) == 400
 
 
@@ -419,14 +479,20 @@ def test_works_on_the_device_of_its_labels(device):
 
 # the sum tree
 
+
 def drift(updates, n=5000):
     generator = np.random.default_rng(0)
     groups = generator.integers(0, 4, n)
     forest = Forest(groups, np.ones(n, np.float32))
     for t in range(updates // 100):
-        forest.draw(np.full(4, 25), t)  # which must leave the tree as it was; what it drew is not all that is updated
+        forest.draw(
+            np.full(4, 25), t
+        )  # which must leave the tree as it was; what it drew is not all that is updated
         batch = generator.choice(n, 100, replace=False)
-        forest.update(batch, (generator.standard_normal(100) * 10 ** generator.uniform(-3, 4)).astype(np.float32))
+        forest.update(
+            batch,
+            (generator.standard_normal(100) * 10 ** generator.uniform(-3, 4)).astype(np.float32),
+        )
     fresh = Forest(groups, forest.weights)
     assert np.array_equal(forest.nodes, fresh.nodes)
 
@@ -449,11 +515,15 @@ def test_the_root_is_the_sum_of_all(n):
         forest.set_temperature(temperature)
         expected = np.logaddexp.reduce(weights.astype(np.float64) / temperature)
         assert forest.log_sums() == pytest.approx([expected], rel=1e-12)
-    assert forest.deviation() == pytest.approx(weights.astype(np.float64).std(), rel=1e-9, abs=1e-12)
+    assert forest.deviation() == pytest.approx(
+        weights.astype(np.float64).std(), rel=1e-9, abs=1e-12
+    )
 
 
 def test_the_tree_is_what_large_data_get():
     large = torch.zeros(5000, dtype=torch.long)
-    assert set(CaseSampler(large, 8).state_dict()) == set(CaseSampler(large, 8, tree=False).state_dict())
+    assert set(CaseSampler(large, 8).state_dict()) == set(
+        CaseSampler(large, 8, tree=False).state_dict()
+    )
     same = [CaseSampler(large, 8, tree=tree).draw().tolist() for tree in (None, True, False)]
     assert same[0] == same[1] != same[2]

@@ -7,8 +7,22 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from catlib import PGD, CaseSampler, Training, UniformSampler, build_model, information_gain, load_data
-from catlib.lab.similarity import adversarial_logits, cosine_similarity, neighbour_similarity, rank_correlation, staleness
+from catlib import (
+    PGD,
+    CaseSampler,
+    Training,
+    UniformSampler,
+    build_model,
+    information_gain,
+    load_data,
+)
+from catlib.lab.similarity import (
+    adversarial_logits,
+    cosine_similarity,
+    neighbour_similarity,
+    rank_correlation,
+    staleness,
+)
 
 ATTACK = PGD(0.15, steps=2)
 
@@ -20,8 +34,14 @@ def digits():
 
 def training(data, iterations=6, sampler=None, attack=ATTACK, rate=0.05):
     model = build_model("cnn", data)
-    return Training(model, data, sampler or UniformSampler(data.y_train, 64), attack, torch.optim.SGD(model.parameters(), rate),
-                    iterations=iterations)
+    return Training(
+        model,
+        data,
+        sampler or UniformSampler(data.y_train, 64),
+        attack,
+        torch.optim.SGD(model.parameters(), rate),
+        iterations=iterations,
+    )
 
 
 def slow_cosine(a, b):
@@ -35,7 +55,9 @@ def slow_cosine(a, b):
 def test_cosine_is_the_plain_loop(scale):
     a, b = scale * torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0))
     expected = [slow_cosine(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
-    torch.testing.assert_close(cosine_similarity(a, b), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        cosine_similarity(a, b), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_cosine_is_one_for_the_same_prediction_and_zero_for_two_sure_ones():
@@ -65,7 +87,9 @@ def test_rank_correlation_within_groups_sees_nothing_of_what_lies_between_them()
     assert rank_correlation(a + 10 * groups, b + 10 * groups) > 0.85
     expected = [spearmanr(a[groups == g], b[groups == g]).statistic for g in range(3)]
     # groups of one size and no ties: the mean of the groups' own correlations
-    assert rank_correlation(a + 10 * groups, b - 10 * groups, groups) == pytest.approx(sum(expected) / 3, abs=1e-12)
+    assert rank_correlation(a + 10 * groups, b - 10 * groups, groups) == pytest.approx(
+        sum(expected) / 3, abs=1e-12
+    )
     assert rank_correlation(a, a - 10 * groups, groups) == pytest.approx(1)
 
 
@@ -73,12 +97,16 @@ def test_adversarial_logits_leave_model_and_random_state_alone(digits):
     model = torch.nn.Sequential(build_model("cnn", digits), torch.nn.Dropout(0.5)).train()
     x, y = digits.test(slice(40))
     state = torch.get_rng_state()
-    one, again, other = (adversarial_logits(model, x, y, ATTACK, seed, batch_size=16) for seed in (3, 3, 4))
+    one, again, other = (
+        adversarial_logits(model, x, y, ATTACK, seed, batch_size=16) for seed in (3, 3, 4)
+    )
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), state) and all(m.training for m in model.modules())
     # any callable is an attack; what it draws from the global state is seeded too
     noise = lambda model, images, labels: (images + 0.1 * torch.rand_like(images)).clamp(0, 1)  # noqa: E731
-    assert torch.equal(adversarial_logits(model, x, y, noise, 3), adversarial_logits(model, x, y, noise, 3))
+    assert torch.equal(
+        adversarial_logits(model, x, y, noise, 3), adversarial_logits(model, x, y, noise, 3)
+    )
 
 
 def test_neighbours_are_compared_as_a_loop_over_stored_models_would(digits):
@@ -95,9 +123,16 @@ def test_neighbours_are_compared_as_a_loop_over_stored_models_would(digits):
     assert len(table) == 2 * (5 + 3)
     for row in table.itertuples():
         before, now = logits(row.iteration - row.gap, row.start), logits(row.iteration, row.start)
-        cosines = torch.tensor([slow_cosine(p, q) for p, q in zip(before.tolist(), now.tolist(), strict=True)]).double()
-        assert (row.mean, row.std) == pytest.approx((cosines.mean().item(), cosines.std(correction=0).item()), abs=1e-6)
-        assert row.q50 == pytest.approx(cosines.median().item(), abs=0.02) and row.q05 <= row.q50 <= row.q95
+        cosines = torch.tensor(
+            [slow_cosine(p, q) for p, q in zip(before.tolist(), now.tolist(), strict=True)]
+        ).double()
+        assert (row.mean, row.std) == pytest.approx(
+            (cosines.mean().item(), cosines.std(correction=0).item()), abs=1e-6
+        )
+        assert (
+            row.q50 == pytest.approx(cosines.median().item(), abs=0.02)
+            and row.q05 <= row.q50 <= row.q95
+        )
         assert row.agreement == (before.argmax(1) == now.argmax(1)).double().mean().item()
         assert row.success == (now.argmax(1) != y).double().mean().item()
         # the partner is the previous image of the class, the last for the first
@@ -109,7 +144,11 @@ def test_neighbours_are_compared_as_a_loop_over_stored_models_would(digits):
 
 def test_a_model_that_stands_still_repeats_itself_from_the_same_start_only(digits):
     x, y = digits.test(slice(60))
-    table = neighbour_similarity(training(digits, iterations=3, rate=0.0), x, y).groupby("start")["mean"].min()
+    table = (
+        neighbour_similarity(training(digits, iterations=3, rate=0.0), x, y)
+        .groupby("start")["mean"]
+        .min()
+    )
     assert table["same"] == pytest.approx(1, abs=1e-12) and table["fresh"] < 1 - 1e-9
 
 
@@ -119,7 +158,10 @@ def test_measuring_changes_nothing(digits):
     neighbour_similarity(measured, x, y)
     for _ in plain:
         pass
-    assert all(torch.equal(a, b) for a, b in zip(measured.model.parameters(), plain.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(measured.model.parameters(), plain.model.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("sampler", [UniformSampler, CaseSampler])
@@ -135,18 +177,34 @@ def test_staleness_is_the_plain_loop(digits, sampler):
             for alpha in alphas:
                 weights[alpha][i] = alpha * weights[alpha][i] + (1 - alpha) * gain
         if record.iteration % 4 == 0:
-            logits = adversarial_logits(run.model, *digits.train(examples), ATTACK, 5 + record.iteration)
+            logits = adversarial_logits(
+                run.model, *digits.train(examples), ATTACK, 5 + record.iteration
+            )
             fresh = information_gain(logits, digits.y_train[examples])
             fresh = dict(zip(examples.tolist(), fresh.tolist(), strict=True))
             for first, end in zip(edges, (*edges[1:], math.inf), strict=True):
-                mine = [i for i in fresh if i in drawn and first <= record.iteration + 1 - drawn[i] < end]
+                mine = [
+                    i
+                    for i in fresh
+                    if i in drawn and first <= record.iteration + 1 - drawn[i] < end
+                ]
                 if len(mine) >= 20:
                     now = [fresh[i] for i in mine]
                     stored = {alpha: [weights[alpha][i] for i in mine] for alpha in alphas}
-                    expected += [(record.iteration, alpha, first, spearmanr(stored[alpha], now).statistic, len(mine))
-                                 for alpha in alphas]
+                    expected += [
+                        (
+                            record.iteration,
+                            alpha,
+                            first,
+                            spearmanr(stored[alpha], now).statistic,
+                            len(mine),
+                        )
+                        for alpha in alphas
+                    ]
     assert len(table) == len(expected) > 0
-    for row, (iteration, alpha, age, correlation, n) in zip(table.itertuples(), expected, strict=True):
+    for row, (iteration, alpha, age, correlation, n) in zip(
+        table.itertuples(), expected, strict=True
+    ):
         assert (row.iteration, row.alpha, row.age, row.n) == (iteration, alpha, age, n)
         # two gains a rounding apart may change places
         assert row.rank_correlation == pytest.approx(correlation, abs=1e-3)

@@ -28,7 +28,8 @@ def read(path):
 def quick(piece, **changes):
     """A piece cut down to seconds."""
     trials = tuple(
-        (arm, replace(trial, iterations=4, evaluate_every=2, evaluation_size=20, **changes)) for arm, trial in piece.trials
+        (arm, replace(trial, iterations=4, evaluate_every=2, evaluation_size=20, **changes))
+        for arm, trial in piece.trials
     )
     return replace(piece, trials=trials)
 
@@ -45,12 +46,17 @@ def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
     for one in pieces:
         assert one.kind in study.KINDS
         assert set(one.levels) <= {"accuracy", "robust_accuracy"}
-        labels = [(arm, trial.seed, *(getattr(trial, name) for name in one.options.get("grid", {}))) for arm, trial in one.trials]
+        labels = [
+            (arm, trial.seed, *(getattr(trial, name) for name in one.options.get("grid", {})))
+            for arm, trial in one.trials
+        ]
         assert len(set(labels)) == len(labels)
         for first, second in one.options.get("pairs", []):
             assert {first, second} <= {arm for arm, _ in one.trials}
         if scale == "full" and one.kind == "train":
-            assert len({trial.id for _, trial in one.trials}) == len(one.trials), "two arms would share a run"
+            assert len({trial.id for _, trial in one.trials}) == len(one.trials), (
+                "two arms would share a run"
+            )
 
 
 def test_every_control_has_at_least_five_seeds_on_the_cpu_and_three_on_a_gpu():
@@ -74,7 +80,10 @@ def test_every_control_has_at_least_five_seeds_on_the_cpu_and_three_on_a_gpu():
         "rank",
     }
     for profile, name, least in (("cpu", "mnist_controls", 5), ("paper", "cifar10_controls", 3)):
-        seeds = pd.DataFrame([(arm, trial.seed) for arm, trial in piece(name, profile).trials], columns=["arm", "seed"])
+        seeds = pd.DataFrame(
+            [(arm, trial.seed) for arm, trial in piece(name, profile).trials],
+            columns=["arm", "seed"],
+        )
         assert controls <= set(seeds.arm)
         assert seeds.groupby("arm").seed.nunique().min() >= least
 
@@ -91,8 +100,13 @@ def test_at_and_cat_differ_in_the_sampler_alone():
 def test_an_epsilon_can_be_scaled_and_a_step_given_in_epsilons(monkeypatch):
     monkeypatch.setitem(study.configuration()["deviations"], "mnist", 0.25)
     assert study.make_trial({"dataset": "mnist", "epsilon": 0.3, "scaled": 0.5}, {}).epsilon == 0.15
-    assert study.make_trial({"dataset": "mnist", "epsilon": 0.3, "normalised": True}, {}).epsilon == 0.075
-    assert study.make_trial({"dataset": "mnist", "epsilon": 0.2, "step": 1.25}, {}).step_size == 0.25
+    assert (
+        study.make_trial({"dataset": "mnist", "epsilon": 0.3, "normalised": True}, {}).epsilon
+        == 0.075
+    )
+    assert (
+        study.make_trial({"dataset": "mnist", "epsilon": 0.2, "step": 1.25}, {}).step_size == 0.25
+    )
 
 
 @pytest.mark.parametrize("dataset", study.configuration()["deviations"])
@@ -100,7 +114,9 @@ def test_the_deviation_is_that_of_the_pixels(dataset):
     if dataset != "digits" and not (data_root() / f"{dataset}.npz").exists():
         pytest.skip(f"no {dataset}.npz; set CATLIB_DATA to the folder that has it")
     pixels = load_data(dataset).train(slice(5000))[0]
-    assert study.configuration()["deviations"][dataset] == pytest.approx(pixels.std().item(), abs=1e-4)
+    assert study.configuration()["deviations"][dataset] == pytest.approx(
+        pixels.std().item(), abs=1e-4
+    )
 
 
 def test_new_settings_keep_the_ids_of_old_runs():
@@ -147,7 +163,9 @@ def test_when_the_time_is_up_the_study_stops_and_then_goes_on(tmp_path, monkeypa
     assert calls, "all runs within a tenth of a second: the test says nothing"
     table = read(tmp_path / f"{one.table}.csv")
     study.study("smoke", runs=tmp_path / "again", results=tmp_path / "whole")
-    pd.testing.assert_frame_equal(table.drop(columns=TIMES), read(tmp_path / "whole" / f"{one.table}.csv").drop(columns=TIMES))
+    pd.testing.assert_frame_equal(
+        table.drop(columns=TIMES), read(tmp_path / "whole" / f"{one.table}.csv").drop(columns=TIMES)
+    )
 
 
 @pytest.mark.slow
@@ -174,7 +192,10 @@ def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
     killed = 0
     for files in (2, 5, 9):  # killed when so many runs have left records, in the middle of the next
         process = start(tmp_path / "killed", tmp_path)
-        while process.poll() is None and len(list((tmp_path / "killed").glob("*/records.csv"))) < files:
+        while (
+            process.poll() is None
+            and len(list((tmp_path / "killed").glob("*/records.csv"))) < files
+        ):
             time.sleep(0.02)
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
@@ -191,7 +212,18 @@ def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
 def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path):
     one = replace(
         piece("tables"),
-        trials=(("AT", Trial(method="AT", learning_rate=1e30, iterations=6, evaluate_every=1, evaluation_size=10)),),
+        trials=(
+            (
+                "AT",
+                Trial(
+                    method="AT",
+                    learning_rate=1e30,
+                    iterations=6,
+                    evaluate_every=1,
+                    evaluation_size=10,
+                ),
+            ),
+        ),
     )
     study.train(one, tmp_path / "runs", tmp_path, float("inf"))
     assert "# diverged: AT, seed 0" in (tmp_path / f"{one.table}.csv").read_text()
@@ -225,12 +257,16 @@ def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path):
     assert table["mean"].between(0, 1).all()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")}
     study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
-    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")}
+    assert stamps == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")
+    }
 
 
 def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, monkeypatch):
     one = quick(piece("similarity"))
-    monkeypatch.setattr("catlib.lab.similarity.staleness", lambda *_, **__: (_ for _ in ()).throw(study.Pause))
+    monkeypatch.setattr(
+        "catlib.lab.similarity.staleness", lambda *_, **__: (_ for _ in ()).throw(study.Pause)
+    )
     with pytest.raises(study.Pause):
         study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
     [measured] = (tmp_path / "runs").glob("*/neighbours.csv")
@@ -243,14 +279,20 @@ def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, 
 
 def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_path, monkeypatch):
     long = quick(piece("tables"), final_restarts=0)
-    long = replace(long, name="long", trials=long.trials[:1], options={"keep_best": True, "tiny": True})
+    long = replace(
+        long, name="long", trials=long.trials[:1], options={"keep_best": True, "tiny": True}
+    )
     finals = replace(long, name="finals", kind="finals", options={"of": "long", "tiny": True})
     monkeypatch.setattr(study, "pieces_of", lambda *_: [long, finals])
     study.train(long, tmp_path / "runs", tmp_path, float("inf"))
     with pytest.raises(study.Pause):
         study.finals(finals, tmp_path / "runs", tmp_path, float("-inf"))
-    ticks = iter([*[float("inf")] * 3, *[float("-inf")] * 99])  # the time is up after three measurements
-    monkeypatch.setattr(study, "stop_at", lambda _: next(ticks) < 0 and (_ for _ in ()).throw(study.Pause))
+    ticks = iter(
+        [*[float("inf")] * 3, *[float("-inf")] * 99]
+    )  # the time is up after three measurements
+    monkeypatch.setattr(
+        study, "stop_at", lambda _: next(ticks) < 0 and (_ for _ in ()).throw(study.Pause)
+    )
     with pytest.raises(study.Pause):
         study.finals(finals, tmp_path / "runs", tmp_path, 0)
     [kept] = (tmp_path / "runs").glob("*/finals-best.json")
@@ -260,13 +302,17 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_pa
     table = read(tmp_path / "smoke_finals.csv")
     assert list(table.model) == ["best", "last"]
     parts = json.loads(kept.read_text())
-    assert table.autoattack[0] == pytest.approx((parts["autoattack_0"] + parts["autoattack_4"]) / 2, abs=1e-4)
+    assert table.autoattack[0] == pytest.approx(
+        (parts["autoattack_0"] + parts["autoattack_4"]) / 2, abs=1e-4
+    )
     assert (table["pgd_20_2"] <= table["accuracy"]).all()
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy():
     probability = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
-    labels = torch.tensor([0, 0, 0, 1, 0, 1, 1, 1])  # 75 % right at confidence 0.9, 25 % right at confidence 0.6
+    labels = torch.tensor(
+        [0, 0, 0, 1, 0, 1, 1, 1]
+    )  # 75 % right at confidence 0.9, 25 % right at confidence 0.6
     error = study.calibration_error(torch.nn.Identity(), probability.log(), labels)
     assert error == pytest.approx(0.5 * 0.15 + 0.5 * 0.35, abs=1e-6)
 
@@ -328,7 +374,9 @@ def test_the_gradient_of_the_mean_is_that_of_the_example_over_the_size_of_the_ba
 
 
 def free(steps=3, iterations=12):
-    return build_training(Trial(method="AT", crafting="free", steps=steps, iterations=iterations, evaluate_every=0))
+    return build_training(
+        Trial(method="AT", crafting="free", steps=steps, iterations=iterations, evaluate_every=0)
+    )
 
 
 def test_free_training_replays_a_batch_and_spends_one_pass_an_image():
@@ -336,7 +384,9 @@ def test_free_training_replays_a_batch_and_spends_one_pass_an_image():
     for record in training:
         batches.append(training.batch.indices)
         assert record.passes == record.iteration * 128
-        assert (training.batch.adversarial - training.data.train(training.batch.indices)[0]).abs().max() <= 0.1 + 1e-6
+        assert (
+            training.batch.adversarial - training.data.train(training.batch.indices)[0]
+        ).abs().max() <= 0.1 + 1e-6
     assert all(torch.equal(batches[i], batches[i - i % 3]) for i in range(12))
     assert not torch.equal(batches[0], batches[3])
 
@@ -344,16 +394,22 @@ def test_free_training_replays_a_batch_and_spends_one_pass_an_image():
 def test_free_training_takes_the_noise_of_a_replay_from_the_update_before():
     training = free(steps=2)
     reference = free(steps=2)
-    images, labels = training.data.train(next(iter(UniformSampler(training.data.y_train, 128, seed=0))))
+    images, labels = training.data.train(
+        next(iter(UniformSampler(training.data.y_train, 128, seed=0)))
+    )
     images.requires_grad_()
     torch.nn.functional.cross_entropy(reference.model.train()(images), labels).backward()
     next(training), next(training)
-    torch.testing.assert_close(training.batch.adversarial, (images + 0.1 * images.grad.sign()).clamp(0, 1).detach())
+    torch.testing.assert_close(
+        training.batch.adversarial, (images + 0.1 * images.grad.sign()).clamp(0, 1).detach()
+    )
 
 
 @pytest.mark.parametrize("crafting", ["free", "n-fgsm"])
 def test_the_rivals_go_on_from_a_checkpoint_as_if_nothing_had_happened(crafting):
-    trial = Trial(method="AT", crafting=crafting, steps=3, iterations=8, evaluate_every=0, epsilon_warm_up=6)
+    trial = Trial(
+        method="AT", crafting=crafting, steps=3, iterations=8, evaluate_every=0, epsilon_warm_up=6
+    )
     whole, first, second = (build_training(trial) for _ in range(3))
     list(records_of(trial, whole))
     for record in records_of(trial, first):
@@ -368,4 +424,6 @@ def test_the_rivals_go_on_from_a_checkpoint_as_if_nothing_had_happened(crafting)
 
 def test_deviations_are_those_of_the_pixels(real_data, digits):
     for data in (digits, real_data):
-        assert study.configuration()["deviations"][data.name] == round(data.x_train[:5000].double().std().item() / 255, 4)
+        assert study.configuration()["deviations"][data.name] == round(
+            data.x_train[:5000].double().std().item() / 255, 4
+        )

@@ -7,18 +7,43 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from catlib import PGD, CaseSampler, Training, UniformSampler, build_model, crop_and_flip, information_gain, robust_accuracy
+from catlib import (
+    PGD,
+    CaseSampler,
+    Training,
+    UniformSampler,
+    build_model,
+    crop_and_flip,
+    information_gain,
+    robust_accuracy,
+)
 
 ATTACK = PGD(0.1, steps=2)
 
 
-def make(data, *, tree=None, sampler=None, attack=ATTACK, adam=False, schedule=False, device="cpu", **options):
+def make(
+    data,
+    *,
+    tree=None,
+    sampler=None,
+    attack=ATTACK,
+    adam=False,
+    schedule=False,
+    device="cpu",
+    **options,
+):
     model = build_model("cnn", data, seed=1).to(device)
     if sampler is None:
         sampler = CaseSampler(data.y_train.to(device), 32, tree=tree, seed=1)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3) if adam else torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    optimizer = (
+        torch.optim.Adam(model.parameters(), 1e-3)
+        if adam
+        else torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 40) if schedule else None
-    return Training(model, data, sampler, attack, optimizer, scheduler=scheduler, device=device, **options)
+    return Training(
+        model, data, sampler, attack, optimizer, scheduler=scheduler, device=device, **options
+    )
 
 
 def take(training, n):
@@ -26,7 +51,10 @@ def take(training, n):
 
 
 def without_seconds(records):
-    return [(r.iteration, r.examples, r.passes, r.loss, r.coverage, r.accuracy, r.robust_accuracy) for r in records]
+    return [
+        (r.iteration, r.examples, r.passes, r.loss, r.coverage, r.accuracy, r.robust_accuracy)
+        for r in records
+    ]
 
 
 def through_a_file(state):
@@ -38,11 +66,14 @@ def through_a_file(state):
 
 # it learns
 
+
 @pytest.mark.parametrize("method", ["AT", "CAT"])
 def test_learns_to_be_robust(digits, classifier, method, device):
     """From chance to at least 60 % of test digits standing at epsilon 0.1, where ordinary training has nearly none."""
     sampler = (UniformSampler if method == "AT" else CaseSampler)(digits.y_train, 128, seed=0)
-    training = Training(build_model("cnn", digits), digits, sampler, PGD(0.1, steps=5), iterations=80, device=device)
+    training = Training(
+        build_model("cnn", digits), digits, sampler, PGD(0.1, steps=5), iterations=80, device=device
+    )
     images, labels = training.data.test()
     judge = PGD(0.1, steps=10)
     before = robust_accuracy(training.model, images, labels, judge)
@@ -56,17 +87,27 @@ def test_learns_to_be_robust(digits, classifier, method, device):
 def test_learns_on_real_images(real_data):
     """A few iterations on MNIST or CIFAR-10: the loss on adversarial batches falls."""
     epsilon = 0.1 if real_data.name == "mnist" else 4 / 255
-    training = Training(build_model("cnn", real_data), real_data, CaseSampler(real_data.y_train), PGD(epsilon, steps=2))
+    training = Training(
+        build_model("cnn", real_data),
+        real_data,
+        CaseSampler(real_data.y_train),
+        PGD(epsilon, steps=2),
+    )
     losses = [record.loss for record in take(training, 60)]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
 # Protocol 1, one iteration by hand
 
+
 @pytest.mark.parametrize("sampler", [UniformSampler, CaseSampler])
 def test_an_iteration_is_protocol_1(digits, sampler, same):
     """Draw, attack, update, weigh: the same model and weights as four plain lines leave."""
-    training = make(digits, sampler=sampler(digits.y_train, 32, seed=3), attack=PGD(0.1, steps=3, random_start=False))
+    training = make(
+        digits,
+        sampler=sampler(digits.y_train, 32, seed=3),
+        attack=PGD(0.1, steps=3, random_start=False),
+    )
     model, draws = build_model("cnn", digits, seed=1), sampler(digits.y_train, 32, seed=3)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     for _ in range(5):
@@ -77,7 +118,9 @@ def test_an_iteration_is_protocol_1(digits, sampler, same):
         loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad(), loss.backward(), optimizer.step()
         draws.update(indices, information_gain(logits, labels))
-        assert torch.equal(training.batch.indices, indices) and torch.equal(training.batch.adversarial, adversarial)
+        assert torch.equal(training.batch.indices, indices) and torch.equal(
+            training.batch.adversarial, adversarial
+        )
         assert record.loss == loss.item() and torch.equal(training.batch.logits, logits)
         assert torch.equal(training.batch.gain, information_gain(logits, labels))
     assert same(training.model.state_dict(), model.state_dict())
@@ -102,8 +145,14 @@ VARIANTS = {
     "case, sort": {"tree": False},
     "case, tree": {"tree": True},
     "Adam": {"adam": True},
-    "everything": {"tree": True, "adam": True, "schedule": True, "augment": lambda x, g: crop_and_flip(x, g, 1),
-                   "evaluate_every": 4, "evaluation_size": 40},
+    "everything": {
+        "tree": True,
+        "adam": True,
+        "schedule": True,
+        "augment": lambda x, g: crop_and_flip(x, g, 1),
+        "evaluate_every": 4,
+        "evaluation_size": 40,
+    },
     "bfloat16": {"precision": "bfloat16"},
     "early stop": {"attack": PGD(0.1, steps=2, restarts=2, early_stop=True)},
 }
@@ -124,26 +173,36 @@ def test_same_seed_same_run(digits, name, global_rng_untouched, same):
 def test_another_seed_another_run(digits):
     """The same draws from the sampler, other random starts: on a CPU torch heeds only the last 32 bits of a seed."""
     samplers = (UniformSampler(digits.y_train, 32, seed=1) for _ in range(2))
-    a, b = (make(digits, sampler=sampler, attack=PGD(0.1, steps=0), seed=seed) for seed, sampler in enumerate(samplers))
+    a, b = (
+        make(digits, sampler=sampler, attack=PGD(0.1, steps=0), seed=seed)
+        for seed, sampler in enumerate(samplers)
+    )
     next(a), next(b)
     assert torch.equal(a.batch.indices, b.batch.indices)
     delta = [t.batch.adversarial - digits.train(t.batch.indices)[0] for t in (a, b)]
-    assert abs(torch.corrcoef(torch.stack(delta).flatten(1))[0, 1]) < 0.6  # not 0: the clamp at black pixels is common to both
+    assert (
+        abs(torch.corrcoef(torch.stack(delta).flatten(1))[0, 1]) < 0.6
+    )  # not 0: the clamp at black pixels is common to both
     next(a)
     again = a.batch.adversarial - digits.train(a.batch.indices)[0]
     assert not torch.equal(again, delta[0])
 
 
-def test_dropout_repeats_itself_and_leaves_the_global_state(digits, conv_net, global_rng_untouched, same):
+def test_dropout_repeats_itself_and_leaves_the_global_state(
+    digits, conv_net, global_rng_untouched, same
+):
     states = []
     for _ in range(2):
-        training = Training(conv_net(), digits, UniformSampler(digits.y_train, 32), ATTACK, device="cpu")
+        training = Training(
+            conv_net(), digits, UniformSampler(digits.y_train, 32), ATTACK, device="cpu"
+        )
         take(training, 4)
         states.append(training.state_dict())
     assert same(*states)
 
 
 # it goes on where it stopped
+
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("stop", [1, 5, 11])
@@ -153,7 +212,9 @@ def test_resumed_equals_uninterrupted(digits, name, stop, same):
     first = make(digits, seed=7, iterations=16, **VARIANTS[name])
     take(first, stop)
     state = through_a_file(first.state_dict())
-    second = make(digits, seed=0, iterations=16, **VARIANTS[name])  # another seed: the state's counts
+    second = make(
+        digits, seed=0, iterations=16, **VARIANTS[name]
+    )  # another seed: the state's counts
     take(second, 2)  # whatever it did before is gone
     second.load_state_dict(state)
     rest = list(second)
@@ -186,21 +247,39 @@ def test_resumed_on_the_other_form_of_the_sampler_keeps_the_weights(digits):
 
 # it counts what it spends
 
-@pytest.mark.parametrize("attack, an_iteration", [
-    (PGD(0.1, steps=0), 32 * 1), (PGD(0.1, steps=7), 32 * 8),
-    (PGD(0.1, steps=3, restarts=4), 32 * (4 * 3 + 4 + 1)), (PGD(0.1, steps=3, restarts=4, batch_size=32), 32 * (4 * 3 + 4 + 1)),
-    (lambda model, x, y: (model(x), x)[1], 32 * 2), (lambda model, x, y: x, 32)], ids=lambda value: getattr(value, "__name__", str(value)))
+
+@pytest.mark.parametrize(
+    "attack, an_iteration",
+    [
+        (PGD(0.1, steps=0), 32 * 1),
+        (PGD(0.1, steps=7), 32 * 8),
+        (PGD(0.1, steps=3, restarts=4), 32 * (4 * 3 + 4 + 1)),
+        (PGD(0.1, steps=3, restarts=4, batch_size=32), 32 * (4 * 3 + 4 + 1)),
+        (lambda model, x, y: (model(x), x)[1], 32 * 2),
+        (lambda model, x, y: x, 32),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_passes_are_counted_exactly(digits, attack, an_iteration):
     """Images sent through the model: every step of every restart, its verdict, and the update; evaluation is not counted."""
-    training = make(digits, attack=attack, evaluate_every=2, evaluation_size=20, evaluation_attack=PGD(0.1, steps=1))
+    training = make(
+        digits,
+        attack=attack,
+        evaluate_every=2,
+        evaluation_size=20,
+        evaluation_attack=PGD(0.1, steps=1),
+    )
     records = take(training, 4)
     assert [r.passes for r in records] == [an_iteration * (i + 1) for i in range(4)]
-    assert [r.examples for r in records] == [32, 64, 96, 128] and [r.iteration for r in records] == [1, 2, 3, 4]
+    assert [r.examples for r in records] == [32, 64, 96, 128] and [
+        r.iteration for r in records
+    ] == [1, 2, 3, 4]
     assert not training.model._forward_pre_hooks
 
 
 def test_time_is_training_time(digits):
     """Evaluations that sleep, and a reader who is slow, cost the clock nothing."""
+
     def slow(model, x, y):
         time.sleep(0.3)
         return x
@@ -222,7 +301,9 @@ def test_evaluates_when_due_and_at_the_end(digits):
     assert all(0 <= r.robust_accuracy <= r.accuracy <= 1 for r in records if r.accuracy is not None)
     images, labels = digits.test(slice(50))
     assert training.evaluate() == (records[-1].accuracy, records[-1].robust_accuracy)
-    assert records[-1].robust_accuracy == robust_accuracy(training.model, images, labels, PGD(0.1, steps=20))
+    assert records[-1].robust_accuracy == robust_accuracy(
+        training.model, images, labels, PGD(0.1, steps=20)
+    )
     assert all(r.accuracy is None for r in take(make(digits), 5))
 
 
@@ -234,18 +315,35 @@ def test_evaluation_changes_nothing(digits, same):
 
 # others plug in
 
+
 def test_attacks_of_another_library_plug_in(digits):
     torchattacks = pytest.importorskip("torchattacks")
     for steps in (3, 1):
         model = build_model("cnn", digits)
-        built = torchattacks.PGD(model, eps=0.1, alpha=0.05, steps=3) if steps == 3 else torchattacks.FGSM(model, eps=0.1)
+        built = (
+            torchattacks.PGD(model, eps=0.1, alpha=0.05, steps=3)
+            if steps == 3
+            else torchattacks.FGSM(model, eps=0.1)
+        )
         attack = lambda _, x, y, built=built: built(x, y)  # noqa: E731
-        training = Training(model, digits, UniformSampler(digits.y_train, 64), attack, device="cpu", evaluate_every=15,
-                            evaluation_size=50, evaluation_attack=PGD(0.1, steps=3))
+        training = Training(
+            model,
+            digits,
+            UniformSampler(digits.y_train, 64),
+            attack,
+            device="cpu",
+            evaluate_every=15,
+            evaluation_size=50,
+            evaluation_attack=PGD(0.1, steps=3),
+        )
         records = take(training, 30)
         assert sum(r.loss for r in records[-5:]) < sum(r.loss for r in records[:5])
-        assert records[-1].robust_accuracy is not None and records[-1].passes == 30 * 64 * (steps + 1)
-        assert (training.batch.adversarial - digits.train(training.batch.indices)[0]).abs().max() <= 0.1 + 1e-6
+        assert records[-1].robust_accuracy is not None and records[-1].passes == 30 * 64 * (
+            steps + 1
+        )
+        assert (
+            training.batch.adversarial - digits.train(training.batch.indices)[0]
+        ).abs().max() <= 0.1 + 1e-6
 
 
 def test_a_sampler_of_one_s_own_plugs_in(digits):
@@ -272,7 +370,15 @@ def test_any_optimizer_and_scheduler(digits):
     model = build_model("cnn", digits)
     optimizer = torch.optim.RMSprop(model.parameters(), 1e-3)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
-    training = Training(model, digits, UniformSampler(digits.y_train, 32), ATTACK, optimizer, scheduler=scheduler, device="cpu")
+    training = Training(
+        model,
+        digits,
+        UniformSampler(digits.y_train, 32),
+        ATTACK,
+        optimizer,
+        scheduler=scheduler,
+        device="cpu",
+    )
     take(training, 6)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
 
@@ -291,8 +397,15 @@ def test_bfloat16_on_a_cpu(digits):
 
 # it fails before it spoils
 
-@pytest.mark.parametrize("attack", [lambda m, x, y: x * float("nan"), lambda m, x, y: x + float("inf")], ids=["nan", "inf"])
-def test_a_loss_that_is_not_finite_stops_before_the_update(digits, attack, global_rng_untouched, same):
+
+@pytest.mark.parametrize(
+    "attack",
+    [lambda m, x, y: x * float("nan"), lambda m, x, y: x + float("inf")],
+    ids=["nan", "inf"],
+)
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    digits, attack, global_rng_untouched, same
+):
     training = make(digits, adam=True, schedule=True)
     take(training, 3)
     before = through_a_file({k: v for k, v in training.state_dict().items() if k != "sampler"})
@@ -301,7 +414,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(digits, attack, globa
     with pytest.raises(FloatingPointError, match=r"iteration 4.*lower the learning rate"):
         next(training)
     after = training.state_dict()
-    assert all(same(before[key], after[key]) for key in before if key != "seconds") and after["passes"] >= passes
+    assert (
+        all(same(before[key], after[key]) for key in before if key != "seconds")
+        and after["passes"] >= passes
+    )
     assert torch.equal(training.sampler.weights, weights) and not training.model._forward_pre_hooks
     training.attack = ATTACK  # and it can go on
     assert next(training).iteration == 4
@@ -312,7 +428,11 @@ def test_progress_is_shown(digits, capsys):
         pass
     shown = capsys.readouterr().err
     endless = make(digits, progress=True)
-    assert [next(endless).iteration for _ in range(3)] == [1, 2, 3] and "it/s" in capsys.readouterr().err
+    assert [next(endless).iteration for _ in range(3)] == [
+        1,
+        2,
+        3,
+    ] and "it/s" in capsys.readouterr().err
     assert "6/6" in shown and "accuracy=" in shown and "robust=" in shown and "it/s" in shown
     for _ in make(digits, iterations=2):
         pass

@@ -29,9 +29,16 @@ class _InputGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, slope):
-        weight, = ctx.saved_tensors
+        (weight,) = ctx.saved_tensors
         patches = weight.flatten(1).t() @ slope.flatten(2)
-        return F.fold(patches, ctx.size, weight.shape[2:], ctx.dilation, ctx.padding, ctx.stride), None, None, None, None, None
+        return (
+            F.fold(patches, ctx.size, weight.shape[2:], ctx.dilation, ctx.padding, ctx.stride),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _FirstConv2d(nn.Conv2d):
@@ -44,8 +51,16 @@ class _FirstConv2d(nn.Conv2d):
 @contextmanager
 def first_layers(model: nn.Module, device: torch.device) -> Iterator[None]:
     """While it lasts, the model's convolutions of few channels compute no gradient but their input's, if on a CPU."""
-    layers = [m for m in model.modules() if device.type == "cpu" and type(m) is nn.Conv2d and m.in_channels <= FEW
-              and m.groups == 1 and m.padding_mode == "zeros" and not isinstance(m.padding, str)]
+    layers = [
+        m
+        for m in model.modules()
+        if device.type == "cpu"
+        and type(m) is nn.Conv2d
+        and m.in_channels <= FEW
+        and m.groups == 1
+        and m.padding_mode == "zeros"
+        and not isinstance(m.padding, str)
+    ]
     for layer in layers:
         layer.__class__ = _FirstConv2d
     try:

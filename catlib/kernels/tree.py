@@ -197,7 +197,9 @@ class Forest:
             levels.append(np.concatenate([[0], np.cumsum(padded)]))
             counts = padded // FAN
         levels.append(np.concatenate([[0], np.cumsum(counts)]))
-        self.starts = np.stack(levels)  # [level, class]: level 0 in the weights, the others one by one in the nodes
+        self.starts = np.stack(
+            levels
+        )  # [level, class]: level 0 in the weights, the others one by one in the nodes
         self.starts[1:] += np.concatenate([[0], np.cumsum(self.starts[1:-1, -1])])[:, None]
         size = self.starts[0, -1]
         self.nodes = np.full(self.starts[-1, -1], -np.inf)
@@ -241,7 +243,16 @@ class Forest:
     def draw(self, quotas: np.ndarray, seed: int) -> np.ndarray:
         """quotas[c] different examples of each class c, in the order in which they were drawn; (sum,) indices."""
         out, kept = np.empty(quotas.sum(), np.int64), np.empty(quotas.sum(), np.float32)
-        _draw(quotas, self._weights, self.nodes, self.starts, self._scale, np.array([seed], np.uint64), out, kept)
+        _draw(
+            quotas,
+            self._weights,
+            self.nodes,
+            self.starts,
+            self._scale,
+            np.array([seed], np.uint64),
+            out,
+            kept,
+        )
         return self.order[out]
 
     def update(self, indices: np.ndarray, values: np.ndarray) -> None:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from .runs import Trial, build_training, records_of
 
 LIVE, AT_START = ("alpha", "epsilon", "steps"), ("sampling_number", "dataset", "device")
-TURN = threading.Lock()  # torch's random state and matplotlib's caches belong to all threads: these take turns
+TURN = (
+    threading.Lock()
+)  # torch's random state and matplotlib's caches belong to all threads: these take turns
 
 
 class BackgroundTraining:
@@ -22,17 +24,31 @@ class BackgroundTraining:
     def __init__(self, trials: Trial | dict[str, Trial]):
         self.trials = {trials.method: trials} if isinstance(trials, Trial) else dict(trials)
         # a setting in which the trials differ is what they compare: changing it moves the last trial only
-        self.moves = {setting: list(self.trials) if len({getattr(trial, setting) for trial in self.trials.values()}) == 1
-                      else list(self.trials)[-1:] for setting in LIVE + AT_START}
+        self.moves = {
+            setting: list(self.trials)
+            if len({getattr(trial, setting) for trial in self.trials.values()}) == 1
+            else list(self.trials)[-1:]
+            for setting in LIVE + AT_START
+        }
         # an epsilon that grows is set by the trial itself in every iteration
-        self.live = ("alpha",) if any(trial.epsilon_warm_up for trial in self.trials.values()) else LIVE
-        self._lock, self._go, self._stopping = threading.RLock(), threading.Event(), threading.Event()
+        self.live = (
+            ("alpha",) if any(trial.epsilon_warm_up for trial in self.trials.values()) else LIVE
+        )
+        self._lock, self._go, self._stopping = (
+            threading.RLock(),
+            threading.Event(),
+            threading.Event(),
+        )
         self._thread = None
         self._reset("ready")
 
     def _reset(self, state: str) -> None:
         self.state, self.error, self.traceback, self.changes = state, None, "", []
-        self.begun, self.trainings, self.records = dict(self.trials), {}, {name: [] for name in self.trials}
+        self.begun, self.trainings, self.records = (
+            dict(self.trials),
+            {},
+            {name: [] for name in self.trials},
+        )
         self._stopping.clear()
         self._go.set()
 
@@ -51,7 +67,9 @@ class BackgroundTraining:
                 for name in self.moves[setting]:
                     self.trials[name] = replace(self.trials[name], **{setting: value})
                 if self.active and self.iteration and setting in self.live:
-                    earlier = [change for change in self.changes if change[:2] != (self.iteration, setting)]
+                    earlier = [
+                        change for change in self.changes if change[:2] != (self.iteration, setting)
+                    ]
                     self.changes = [*earlier, (self.iteration, setting, value)]
 
     def start(self) -> None:
@@ -71,9 +89,13 @@ class BackgroundTraining:
         self.wait()
         self._reset("running")
         if iterations:
-            self.begun = {name: replace(trial, iterations=iterations) for name, trial in self.begun.items()}
+            self.begun = {
+                name: replace(trial, iterations=iterations) for name, trial in self.begun.items()
+            }
         if any(trial.iterations is None for trial in self.begun.values()):
-            raise ValueError("iterations is None: in the foreground training would never end; say how many.")
+            raise ValueError(
+                "iterations is None: in the foreground training would never end; say how many."
+            )
         self._work()
         if self.error:
             raise self.error
@@ -100,7 +122,10 @@ class BackgroundTraining:
             self.changed(new=True)
             with TURN:  # initial weights come of a seed set in the global state
                 self.trainings = {name: build_training(trial) for name, trial in self.begun.items()}
-            streams = {name: records_of(self.begun[name], training) for name, training in self.trainings.items()}
+            streams = {
+                name: records_of(self.begun[name], training)
+                for name, training in self.trainings.items()
+            }
             while streams and not self._stopping.is_set():
                 for name in list(streams):
                     self._rest_if_paused()

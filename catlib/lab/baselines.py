@@ -52,8 +52,14 @@ class BatchMean:
         for _ in range(self.steps):
             with torch.enable_grad():
                 adversarial = adversarial.detach().requires_grad_()
-                slope = torch.autograd.grad(F.cross_entropy(model(adversarial), labels), adversarial)[0]
-            adversarial = (adversarial.detach() + slope).clamp(images - self.epsilon, images + self.epsilon).clamp(0, 1)
+                slope = torch.autograd.grad(
+                    F.cross_entropy(model(adversarial), labels), adversarial
+                )[0]
+            adversarial = (
+                (adversarial.detach() + slope)
+                .clamp(images - self.epsilon, images + self.epsilon)
+                .clamp(0, 1)
+            )
         model.train(mode)
         return adversarial
 
@@ -73,8 +79,12 @@ class FreeTraining(Training):
     def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.iteration % self.attack.steps == 0:
             indices, images, labels = super()._draw()
-            if self._augment_once:  # here, not in every replay: the noise belongs to these very images
-                self._generator.manual_seed(int(np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)[0]))
+            if (
+                self._augment_once
+            ):  # here, not in every replay: the noise belongs to these very images
+                self._generator.manual_seed(
+                    int(np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)[0])
+                )
                 images = self._augment_once(images, self._generator)
             self._replayed = indices, images, labels
         return self._replayed
@@ -96,5 +106,7 @@ class FreeTraining(Training):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self._replayed = state["replayed"] and tuple(part.to(self.device) for part in state["replayed"])
+        self._replayed = state["replayed"] and tuple(
+            part.to(self.device) for part in state["replayed"]
+        )
         self._noise = None if state["noise"] is None else state["noise"].to(self.device)

@@ -61,7 +61,9 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
         if name not in allowed:
             close = difflib.get_close_matches(name, allowed, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"{notebook.name} has no parameter {name!r}{hint}; it has: {', '.join(allowed)}")
+            raise ValueError(
+                f"{notebook.name} has no parameter {name!r}{hint}; it has: {', '.join(allowed)}"
+            )
     literals = {name: _literal(name, value) for name, value in (parameters or {}).items()}
     headless = {"CATLIB_HEADLESS": "1", "CATLIB_DATA": str(_data_folder())}
     variables = dict(os.environ) | headless | (environment or {})
@@ -84,7 +86,9 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
             execution_timeout=timeout,
             kernel_manager_class=Kernel,
             resources={"metadata": {"path": str(notebook.parent)}},  # where the kernel starts
-            extra_arguments=["--log-level=CRITICAL"],  # ipykernel's remarks on stderr frighten people
+            extra_arguments=[
+                "--log-level=CRITICAL"
+            ],  # ipykernel's remarks on stderr frighten people
         )
     except Exception:
         if unfinished.exists():
@@ -106,7 +110,10 @@ def refresh(notebooks=None, timeout=600) -> None:
     """
     import nbformat
 
-    for path in notebooks or [*_series(), *sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))]:
+    for path in notebooks or [
+        *_series(),
+        *sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb")),
+    ]:
         node = execute(path, ROOT / "runs" / "refresh" / Path(path).name, timeout=timeout)
         node.metadata.pop("papermill", None)
         for cell in node.cells:
@@ -138,7 +145,9 @@ def parameter_names(notebook) -> list[str]:
             case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
                 names.append(name)
             case _:
-                raise ValueError(f"{Path(notebook).name}: not `name = literal`: {ast.unparse(statement)}")
+                raise ValueError(
+                    f"{Path(notebook).name}: not `name = literal`: {ast.unparse(statement)}"
+                )
         if any(isinstance(node, ast.Name) for node in ast.walk(statement.value)):
             raise ValueError(f"{Path(notebook).name}: not a literal: {ast.unparse(statement)}")
     return names
@@ -148,8 +157,12 @@ def _literal(name, value):
     if getattr(value, "shape", None) == ():
         value = value.item()  # a numpy scalar or a tensor of no dimensions
     if isinstance(value, (list, tuple)):
-        return [_literal(name, element) for element in value]  # papermill turns a tuple into a string
-    if isinstance(value, dict) and all(type(key) is str for key in value):  # and other keys into strings
+        return [
+            _literal(name, element) for element in value
+        ]  # papermill turns a tuple into a string
+    if isinstance(value, dict) and all(
+        type(key) is str for key in value
+    ):  # and other keys into strings
         return {key: _literal(name, element) for key, element in value.items()}
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -193,13 +206,19 @@ def run_series(dataset="digits", out="runs", *, timeout=3600, workers=2) -> list
             if problem:
                 failures.append(notebook.stem)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C the notebooks still queued are dropped
+        pool.shutdown(
+            wait=False, cancel_futures=True
+        )  # on Ctrl-C the notebooks still queued are dropped
 
-    write_site([folder / notebook.name for notebook in notebooks if notebook.stem not in failures], folder)
+    write_site(
+        [folder / notebook.name for notebook in notebooks if notebook.stem not in failures], folder
+    )
     if table.exists():
         import pandas
 
-        print(f"\nAT against CAT on {dataset}\n{pandas.read_csv(table, comment='#').to_string(index=False, na_rep='')}")
+        print(
+            f"\nAT against CAT on {dataset}\n{pandas.read_csv(table, comment='#').to_string(index=False, na_rep='')}"
+        )
     print(f"\nRead: {folder / 'index.html'}   (tables and records lie beside it)")
     return failures
 
@@ -207,7 +226,9 @@ def run_series(dataset="digits", out="runs", *, timeout=3600, workers=2) -> list
 def _series() -> list[Path]:
     notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
-        raise FileNotFoundError(f"no notebooks in {ROOT / 'notebooks'}: install the clone with `pip install -e`")
+        raise FileNotFoundError(
+            f"no notebooks in {ROOT / 'notebooks'}: install the clone with `pip install -e`"
+        )
     return notebooks
 
 
@@ -219,10 +240,18 @@ def _run_one(notebook, folder, values, timeout, threads) -> tuple[float, str | N
     try:
         allowed = parameter_names(notebook)
         parameters = {name: values[name] for name in values if name in allowed}
-        execute(notebook, folder / notebook.name, parameters, timeout, environment={"OMP_NUM_THREADS": threads})
+        execute(
+            notebook,
+            folder / notebook.name,
+            parameters,
+            timeout,
+            environment={"OMP_NUM_THREADS": threads},
+        )
     except PapermillExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-        line = re.search(r"^-+> *(\d+ .*)", plain, re.M)  # the line of the cell that the traceback points at
+        line = re.search(
+            r"^-+> *(\d+ .*)", plain, re.M
+        )  # the line of the cell that the traceback points at
         problem = f"FAILED in cell [{error.exec_count}], line {line[1] if line else '?'}"
         problem += f"\n    {error.ename}: {error.evalue}"
         problem += f"\n    see {output.with_suffix('.failed.ipynb')}"
@@ -246,15 +275,21 @@ def build_course(dataset="digits", out="runs") -> list[str]:
 
 def main(arguments=None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m catlib.lab.batch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m catlib.lab.batch", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("run", "execute the notebook series"), ("course", "build the site")):
         command = commands.add_parser(name, help=text)
-        command.add_argument("--dataset", default="digits", help="digits, mnist, fashion_mnist or cifar10")
+        command.add_argument(
+            "--dataset", default="digits", help="digits, mnist, fashion_mnist or cifar10"
+        )
         command.add_argument("--out", default="runs", help="folder for what is made")
     command = commands.add_parser("refresh", help="execute the committed notebooks anew, in place")
     command.add_argument("notebooks", nargs="*", type=Path, help="default: all of them")
-    commands.add_parser("study", help="the paper-scale study; takes the options of catlib.lab.study", add_help=False)
+    commands.add_parser(
+        "study", help="the paper-scale study; takes the options of catlib.lab.study", add_help=False
+    )
     options, rest = parser.parse_known_args(arguments)
     if options.command == "study":
         from catlib.lab.study import main as study

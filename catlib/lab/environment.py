@@ -25,15 +25,37 @@ def environment_report() -> pd.DataFrame:
             rows.append((need.name, *_package(need)))
     gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    rows.append(("device", device, "ok", "" if gpu else "enough for the defaults; for full-size runs a GPU is better"))
+    rows.append(
+        (
+            "device",
+            device,
+            "ok",
+            "" if gpu else "enough for the defaults; for full-size runs a GPU is better",
+        )
+    )
     for name in CLASSES:
         if name == "digits" or (data_root() / f"{name}.npz").exists():
             rows.append((f"data: {name}", "found", "ok", ""))
         else:
-            rows.append((f"data: {name}", "not here", "ok", f"not needed by default; load_data('{name}') downloads it, "
-                                                            f"or set CATLIB_DATA to the folder that has {name}.npz"))
-    rows.append(("widgets", "cannot be told from here", "ok", "try the slider below") if interactive() else
-                ("widgets", "no front end", "ok", "panels run to their end; for live ones open the notebook in JupyterLab"))
+            rows.append(
+                (
+                    f"data: {name}",
+                    "not here",
+                    "ok",
+                    f"not needed by default; load_data('{name}') downloads it, "
+                    f"or set CATLIB_DATA to the folder that has {name}.npz",
+                )
+            )
+    rows.append(
+        ("widgets", "cannot be told from here", "ok", "try the slider below")
+        if interactive()
+        else (
+            "widgets",
+            "no front end",
+            "ok",
+            "panels run to their end; for live ones open the notebook in JupyterLab",
+        )
+    )
     return pd.DataFrame(rows, columns=["what", "found", "verdict", "what to do"]).set_index("what")
 
 

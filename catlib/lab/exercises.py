@@ -41,14 +41,24 @@ def check(answer, right, why: str, *, on: tuple | None = None) -> None:
         good = not blank and bool(right(answer) if callable(right) else _same(answer, right))
     except Exception as problem:  # a student's code may raise anything
         error = f" (your answer raised {type(problem).__name__}: {problem})"
-    verdict = "not yet: fill in the cell above" if blank else f"✓ {why}" if good else f"✗ not right: {why}{error or ''}"
+    verdict = (
+        "not yet: fill in the cell above"
+        if blank
+        else f"✓ {why}"
+        if good
+        else f"✗ not right: {why}{error or ''}"
+    )
     if STRICT and not good:
         raise AssertionError(verdict)
     print(verdict)
 
 
 def _blank(answer) -> bool:
-    return answer is None or answer is ... or (isinstance(answer, tuple) and len(answer) > 0 and all(map(_blank, answer)))
+    return (
+        answer is None
+        or answer is ...
+        or (isinstance(answer, tuple) and len(answer) > 0 and all(map(_blank, answer)))
+    )
 
 
 def _same(answer, right) -> bool:
@@ -67,15 +77,24 @@ def student_cells(solutions) -> list:
 
     Raises: ValueError: there is no exercise, or a solution does not end.
     """
-    first = next((i for i, cell in enumerate(solutions.cells) if cell.source.startswith("### Exercise")), None)
+    first = next(
+        (i for i, cell in enumerate(solutions.cells) if cell.source.startswith("### Exercise")),
+        None,
+    )
     if first is None:
         raise ValueError("the notebook has no markdown cell that begins with '### Exercise'.")
     cells = []
     for number, cell in enumerate(solutions.cells[first:], 1):
         source = _SOLUTION.sub(r"\1# your code here", cell.source)
         if "### BEGIN SOLUTION" in source or "### END SOLUTION" in source:
-            raise ValueError(f"'### BEGIN SOLUTION' and '### END SOLUTION' do not match in: {cell.source[:80]!r}")
-        new = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
+            raise ValueError(
+                f"'### BEGIN SOLUTION' and '### END SOLUTION' do not match in: {cell.source[:80]!r}"
+            )
+        new = (
+            nbformat.v4.new_markdown_cell
+            if cell.cell_type == "markdown"
+            else nbformat.v4.new_code_cell
+        )
         # numbered ids: they stay the same when the solutions are written anew
         told = cell.cell_type == "code" and source == cell.source and "check(" in source
         cells.append(new(_FOLDED * told + source, id=f"exercise-{number:02d}"))
@@ -86,23 +105,40 @@ def student_cells(solutions) -> list:
 
 def updated(lesson, solutions):
     """The lesson (nbformat node) with its Exercises section made from the solutions; outputs stay where the code did."""
-    starts = [cell.cell_type == "markdown" and cell.source.startswith("## ") for cell in lesson.cells]
-    begin = next((i for i, cell in enumerate(lesson.cells) if starts[i] and cell.source.startswith("## Exercises")), None)
+    starts = [
+        cell.cell_type == "markdown" and cell.source.startswith("## ") for cell in lesson.cells
+    ]
+    begin = next(
+        (
+            i
+            for i, cell in enumerate(lesson.cells)
+            if starts[i] and cell.source.startswith("## Exercises")
+        ),
+        None,
+    )
     if begin is None:
         raise ValueError("the lesson has no markdown cell that begins with '## Exercises'.")
     end = next((i for i in range(begin + 1, len(starts)) if starts[i]), len(starts))
-    old, new = {cell.source: cell for cell in lesson.cells[begin + 1:end]}, student_cells(solutions)
+    old, new = (
+        {cell.source: cell for cell in lesson.cells[begin + 1 : end]},
+        student_cells(solutions),
+    )
     for cell in new:
         if cell.cell_type == "code" and cell.source in old:
-            cell.outputs, cell.execution_count = old[cell.source].outputs, old[cell.source].execution_count
+            cell.outputs, cell.execution_count = (
+                old[cell.source].outputs,
+                old[cell.source].execution_count,
+            )
     lesson = nbformat.from_dict(lesson)
-    lesson.cells[begin + 1:end] = new
+    lesson.cells[begin + 1 : end] = new
     return lesson
 
 
 def main(arguments=None) -> int:
     """The command line; returns the number of lessons out of step, with --check."""
-    parser = argparse.ArgumentParser(prog="python -m catlib.lab.exercises", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m catlib.lab.exercises", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--check", action="store_true", help="change nothing")
     options, stale = parser.parse_args(arguments), 0
     for path in sorted((ROOT / "notebooks" / "solutions").glob("[0-9][0-9]_solutions.ipynb")):

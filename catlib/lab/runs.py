@@ -24,7 +24,17 @@ import pandas as pd
 import torch
 
 import catlib
-from catlib import PGD, CaseSampler, Training, UniformSampler, accuracy, build_model, crop_and_flip, load_data, robust_accuracy
+from catlib import (
+    PGD,
+    CaseSampler,
+    Training,
+    UniformSampler,
+    accuracy,
+    build_model,
+    crop_and_flip,
+    load_data,
+    robust_accuracy,
+)
 from catlib.data import ROOT
 
 METHODS = ("AT", "CAT")
@@ -89,7 +99,9 @@ class Trial:
     evaluation_steps: int = 20
     evaluation_epsilon: float | None = None  # None is that of training
     evaluation_rule: str = "sign"  # a rule of PGD, or "batch mean"
-    final_restarts: int = 0  # PGD-20 with so many restarts on the whole test set at the end; 0 is none
+    final_restarts: int = (
+        0  # PGD-20 with so many restarts on the whole test set at the end; 0 is none
+    )
     final_size: int | None = None  # the first so many test images instead
     # the machine
     device: str = "auto"
@@ -97,61 +109,124 @@ class Trial:
     compile: bool = False
 
     def __post_init__(self):
-        for name, allowed in (("method", METHODS), ("weighting", tuple(WEIGHTINGS)), ("optimizer", ("sgd", "adam")),
-                              ("schedule", ("constant", "cyclic")), ("crafting", CRAFTING)):
+        for name, allowed in (
+            ("method", METHODS),
+            ("weighting", tuple(WEIGHTINGS)),
+            ("optimizer", ("sgd", "adam")),
+            ("schedule", ("constant", "cyclic")),
+            ("crafting", CRAFTING),
+        ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}."
+                )
 
     @property
     def id(self) -> str:
         """Readable beginning, then a digest of every setting that is not a default: new settings keep old ids."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        chosen = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        }
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.dataset}-{self.model}-{self.method}-k{self.sampling_number}-s{self.seed}-{digest}"
 
     def attack(self) -> PGD:
-        return PGD(self.epsilon, self.step_size, self.steps, self.restarts, rule=self.rule, norm=self.norm, batch_norm=self.batch_norm)
+        return PGD(
+            self.epsilon,
+            self.step_size,
+            self.steps,
+            self.restarts,
+            rule=self.rule,
+            norm=self.norm,
+            batch_norm=self.batch_norm,
+        )
 
     def judge(self, restarts: int = 1) -> Callable:
         """The attack of the evaluations."""
         epsilon = self.epsilon if self.evaluation_epsilon is None else self.evaluation_epsilon
         if self.evaluation_rule == "batch mean":
             from .baselines import BatchMean
+
             return BatchMean(epsilon, self.evaluation_steps)
-        return PGD(epsilon, steps=self.evaluation_steps, restarts=restarts, rule=self.evaluation_rule, norm=self.norm)
+        return PGD(
+            epsilon,
+            steps=self.evaluation_steps,
+            restarts=restarts,
+            rule=self.evaluation_rule,
+            norm=self.norm,
+        )
 
 
 def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """The Training that a trial describes, before its first iteration."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if trial.device == "auto" else trial.device
+    device = (
+        ("cuda" if torch.cuda.is_available() else "cpu") if trial.device == "auto" else trial.device
+    )
     data = load_data(trial.dataset).to(device)
-    data = replace(data, x_train=data.x_train[:trial.train_size], y_train=data.y_train[:trial.train_size])
+    data = replace(
+        data, x_train=data.x_train[: trial.train_size], y_train=data.y_train[: trial.train_size]
+    )
     model = build_model(trial.model, data, seed=trial.seed).to(device)
     if trial.method == "AT":
         sampler = UniformSampler(data.y_train, trial.sampling_number, seed=trial.seed)
     else:
-        sampler = CaseSampler(data.y_train, trial.sampling_number, trial.alpha, class_balanced=trial.class_balanced,
-                              temperature=UNIFORM if trial.warm_up else trial.temperature,
-                              log_weight=WEIGHTINGS[trial.weighting], seed=trial.seed)
+        sampler = CaseSampler(
+            data.y_train,
+            trial.sampling_number,
+            trial.alpha,
+            class_balanced=trial.class_balanced,
+            temperature=UNIFORM if trial.warm_up else trial.temperature,
+            log_weight=WEIGHTINGS[trial.weighting],
+            seed=trial.seed,
+        )
     if trial.optimizer == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), trial.learning_rate, momentum=0.9, weight_decay=trial.weight_decay)
+        optimizer = torch.optim.SGD(
+            model.parameters(), trial.learning_rate, momentum=0.9, weight_decay=trial.weight_decay
+        )
     else:
-        optimizer = torch.optim.Adam(model.parameters(), trial.learning_rate, weight_decay=trial.weight_decay)
+        optimizer = torch.optim.Adam(
+            model.parameters(), trial.learning_rate, weight_decay=trial.weight_decay
+        )
     scheduler = None
     if trial.schedule == "cyclic":
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, trial.learning_rate, trial.iterations, pct_start=0.3,
-                                                        anneal_strategy="linear", cycle_momentum=False)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            trial.learning_rate,
+            trial.iterations,
+            pct_start=0.3,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+        )
     kind, attack = Training, trial.attack()
     if trial.crafting != "pgd":
         from .baselines import NFGSM, BatchMean, FreeTraining
+
         kind = FreeTraining if trial.crafting == "free" else Training
-        attack = {"free": attack, "n-fgsm": NFGSM(trial.epsilon, trial.step_size or trial.epsilon),
-                  "batch mean": BatchMean(trial.epsilon, trial.steps)}[trial.crafting]
-    return kind(model, data, sampler, attack, optimizer, scheduler=scheduler, iterations=trial.iterations,
-                    evaluate_every=trial.evaluate_every, evaluation_size=trial.evaluation_size,
-                    evaluation_attack=trial.judge(),
-                    augment=crop_and_flip if trial.augment else None, seed=trial.seed, device=device,
-                    precision=trial.precision, compile=trial.compile, progress=progress)
+        attack = {
+            "free": attack,
+            "n-fgsm": NFGSM(trial.epsilon, trial.step_size or trial.epsilon),
+            "batch mean": BatchMean(trial.epsilon, trial.steps),
+        }[trial.crafting]
+    return kind(
+        model,
+        data,
+        sampler,
+        attack,
+        optimizer,
+        scheduler=scheduler,
+        iterations=trial.iterations,
+        evaluate_every=trial.evaluate_every,
+        evaluation_size=trial.evaluation_size,
+        evaluation_attack=trial.judge(),
+        augment=crop_and_flip if trial.augment else None,
+        seed=trial.seed,
+        device=device,
+        precision=trial.precision,
+        compile=trial.compile,
+        progress=progress,
+    )
 
 
 def records_of(trial: Trial, training: Training):
@@ -160,13 +235,21 @@ def records_of(trial: Trial, training: Training):
     while trial.iterations is None or training.iteration < trial.iterations:
         if trial.epsilon_warm_up:
             grown = min(1.0, (training.iteration + 1) / trial.epsilon_warm_up)
-            training.attack = replace(attack, epsilon=grown * attack.epsilon, step_size=grown * attack.step_size)
+            training.attack = replace(
+                attack, epsilon=grown * attack.epsilon, step_size=grown * attack.step_size
+            )
         if trial.warm_up and training.iteration == trial.warm_up and trial.method == "CAT":
             training.sampler.temperature = trial.temperature
         yield next(training)
 
 
-def run(trial: Trial, root: str | Path = "runs", *, progress: bool = False, observe: Callable | None = None) -> Path:
+def run(
+    trial: Trial,
+    root: str | Path = "runs",
+    *,
+    progress: bool = False,
+    observe: Callable | None = None,
+) -> Path:
     """Run a trial to its end, from its last checkpoint if there is one; the folder ``root/<trial.id>``.
 
     Args:
@@ -187,7 +270,9 @@ def run(trial: Trial, root: str | Path = "runs", *, progress: bool = False, obse
         try:
             state = torch.load(checkpoint, weights_only=True, map_location=training.device)
         except Exception as error:
-            raise ValueError(f"{checkpoint} cannot be read ({error}). Delete the folder {folder} to begin this run anew.") from error
+            raise ValueError(
+                f"{checkpoint} cannot be read ({error}). Delete the folder {folder} to begin this run anew."
+            ) from error
         training.load_state_dict(state["training"])
         records, wall = state["records"], state["wall_seconds"]
     started = time.perf_counter() - wall
@@ -195,7 +280,9 @@ def run(trial: Trial, root: str | Path = "runs", *, progress: bool = False, obse
     for record in records_of(trial, training):
         if record.accuracy is not None:
             batch = training.batch
-            right = (batch.logits.argmax(1) == batch.labels).double().mean().item()  # before the update
+            right = (
+                (batch.logits.argmax(1) == batch.labels).double().mean().item()
+            )  # before the update
             records.append({**asdict(record), "batch_accuracy": right})
             wall = time.perf_counter() - started
             state = {"training": training.state_dict(), "records": records, "wall_seconds": wall}
@@ -208,10 +295,15 @@ def run(trial: Trial, root: str | Path = "runs", *, progress: bool = False, obse
     if trial.final_restarts:
         images, labels = training.data.test(slice(trial.final_size))
         judge = trial.judge(trial.final_restarts)
-        final = {"accuracy": accuracy(training.model, images, labels),
-                 "robust_accuracy": robust_accuracy(training.model, images, labels, judge)}
+        final = {
+            "accuracy": accuracy(training.model, images, labels),
+            "robust_accuracy": robust_accuracy(training.model, images, labels, judge),
+        }
     wall = time.perf_counter() - started
-    write_json(folder / "run.json", {"status": "done", **provenance(trial, training), "wall_seconds": wall, "final": final})
+    write_json(
+        folder / "run.json",
+        {"status": "done", **provenance(trial, training), "wall_seconds": wall, "final": final},
+    )
     return folder
 
 
@@ -223,18 +315,37 @@ def is_done(folder: Path) -> bool:
 
 def provenance(trial: Trial, training: Training) -> dict:
     """What one must know to believe a number: settings, versions, device, revision of the code, time."""
-    device = torch.cuda.get_device_name(training.device) if training.device.type == "cuda" else platform.processor() or platform.machine()
-    return {"id": trial.id, "trial": asdict(trial), "device": f"{training.device.type}: {device}", "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version(), "catlib": catlib.__version__,
-                         **{name: version(name) for name in ("torch", "torchvision", "numpy")}},
-            "revision": revision(), "command": " ".join(sys.argv), "written": datetime.now(UTC).isoformat(timespec="seconds")}
+    device = (
+        torch.cuda.get_device_name(training.device)
+        if training.device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "id": trial.id,
+        "trial": asdict(trial),
+        "device": f"{training.device.type}: {device}",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "catlib": catlib.__version__,
+            **{name: version(name) for name in ("torch", "torchvision", "numpy")},
+        },
+        "revision": revision(),
+        "command": " ".join(sys.argv),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def revision() -> str:
     """The commit of the code, marked when the tree differs from it; "unknown" outside a git checkout."""
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True,
-                              check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -245,7 +356,9 @@ def read_records(root: str | Path = "runs") -> pd.DataFrame:
     for path in sorted(Path(root).glob("*/run.json")):
         if is_done(path.parent):
             info = json.loads(path.read_text())
-            tables.append(pd.read_csv(path.parent / "records.csv").assign(id=info["id"], **info["trial"]))
+            tables.append(
+                pd.read_csv(path.parent / "records.csv").assign(id=info["id"], **info["trial"])
+            )
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -38,7 +38,13 @@ def write_site(notebooks, folder) -> None:
         renderer = Renderer(escape=False, embed_images=True, path=str(ROOT / "notebooks"))
         return MarkdownWithMath(renderer=renderer).render(source)
 
-    best_first = ["application/vnd.plotly.v1+json", "text/html", "image/svg+xml", "image/png", "image/jpeg"]
+    best_first = [
+        "application/vnd.plotly.v1+json",
+        "text/html",
+        "image/svg+xml",
+        "image/png",
+        "image/jpeg",
+    ]
     best_first += ["text/markdown", "text/latex", "text/plain"]
     exporter = HTMLExporter(
         template_name="classic",
@@ -66,10 +72,14 @@ def _summary(name, node) -> dict:
     cells = sorted(node.cells, key=lambda cell: "cover" not in cell.metadata.get("tags", []))
     data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
     picture = next((bundle["image/png"] for bundle in data if "image/png" in bundle), None)
-    return dict(name=name, title=title[1] if title else name, lead=lead[0] if lead else "", picture=picture)
+    return dict(
+        name=name, title=title[1] if title else name, lead=lead[0] if lead else "", picture=picture
+    )
 
 
-def write_course_map(notebooks, readme: Path = ROOT / "README.md", pictures: Path = ROOT / "docs" / "course") -> None:
+def write_course_map(
+    notebooks, readme: Path = ROOT / "README.md", pictures: Path = ROOT / "docs" / "course"
+) -> None:
     """Renew the README's map of the course: of each notebook its title, a link and its cover."""
     import nbformat
     from PIL import Image
@@ -83,8 +93,8 @@ def write_course_map(notebooks, readme: Path = ROOT / "README.md", pictures: Pat
         picture.thumbnail((400, 240))
         picture.quantize(256).save(cover, optimize=True)
         link, image = (os.path.relpath(target, readme.parent) for target in (path, cover))
-        fields.append(f"[{page['title']}]({link})<br><img src=\"{image}\" width=\"260\" alt=\"\">")
-    rows = [fields[i:i + 3] for i in range(0, len(fields), 3)]
+        fields.append(f'[{page["title"]}]({link})<br><img src="{image}" width="260" alt="">')
+    rows = [fields[i : i + 3] for i in range(0, len(fields), 3)]
     table = ["| | | |", "| --- | --- | --- |", *("| " + " | ".join(row) + " |" for row in rows)]
     before, rest = readme.read_text().split("<!-- course -->")
     after = rest.split("<!-- /course -->")[1]

@@ -33,7 +33,14 @@ from .runs import Trial, build_training, is_done, provenance, run, write_json, w
 CONFIGURATION = Path(__file__).with_name("study.toml")
 RESULTS = ROOT / "data" / "results"
 SETTINGS = {f.name for f in fields(Trial)}
-DIGITS = {"seconds": 2, "loss": 4, "coverage": 4, "accuracy": 4, "robust_accuracy": 4, "batch_accuracy": 4}
+DIGITS = {
+    "seconds": 2,
+    "loss": 4,
+    "coverage": 4,
+    "accuracy": 4,
+    "robust_accuracy": 4,
+    "batch_accuracy": 4,
+}
 PAUSED = 3  # exit status: time is up, work is left
 
 
@@ -77,13 +84,28 @@ def pieces_of(profile: str, scale: str = "full") -> list[Piece]:
     pieces = []
     for entry in chosen["pieces"]:
         tiny = chosen.get("tiny", {}) | entry.get("tiny", {}) if scale == "tiny" else {}
-        settings = chosen["settings"] | {key: value for key, value in entry.items() if key in SETTINGS}
+        settings = chosen["settings"] | {
+            key: value for key, value in entry.items() if key in SETTINGS
+        }
         options = {key: value for key, value in entry.items() if key not in SETTINGS}
-        trials, grid = [], {name: values[:2] if tiny else values for name, values in entry.get("grid", {}).items()}
-        for seed in range(min(entry.get("seeds", 0), 1 if tiny else 99)):  # seed by seed, so that pairs come early
+        trials, grid = (
+            [],
+            {
+                name: values[:2] if tiny else values
+                for name, values in entry.get("grid", {}).items()
+            },
+        )
+        for seed in range(
+            min(entry.get("seeds", 0), 1 if tiny else 99)
+        ):  # seed by seed, so that pairs come early
             for values in itertools.product(*grid.values()):
                 for arm in entry.get("arms", ()):
-                    own = settings | configuration()["arms"][arm] | dict(zip(grid, values, strict=True)) | {"seed": seed}
+                    own = (
+                        settings
+                        | configuration()["arms"][arm]
+                        | dict(zip(grid, values, strict=True))
+                        | {"seed": seed}
+                    )
                     trials.append((arm, make_trial(own, tiny)))
         pieces.append(
             Piece(
@@ -102,15 +124,26 @@ def pieces_of(profile: str, scale: str = "full") -> list[Piece]:
 def make_trial(settings: dict, tiny: dict) -> Trial:
     """A trial from settings that may scale its epsilon ("scaled", "normalised") or give its step in epsilons ("step")."""
     settings = dict(settings)
-    factor = settings.pop("scaled", 1) * (configuration()["deviations"][settings["dataset"]] if settings.pop("normalised", False) else 1)
+    factor = settings.pop("scaled", 1) * (
+        configuration()["deviations"][settings["dataset"]]
+        if settings.pop("normalised", False)
+        else 1
+    )
     if factor != 1:
         settings["epsilon"] = round(settings["epsilon"] * factor, 6)
     if "step" in settings:
         settings["step_size"] = round(settings.pop("step") * settings["epsilon"], 6)
     if tiny:
         k = max(2, settings.get("sampling_number", 128) // 16)
-        settings |= {key: value for key, value in tiny.items() if key != "steps" or settings.get("steps", 10) > value}
-        settings |= {"sampling_number": k, "final_restarts": min(settings.get("final_restarts", 0), 2)}
+        settings |= {
+            key: value
+            for key, value in tiny.items()
+            if key != "steps" or settings.get("steps", 10) > value
+        }
+        settings |= {
+            "sampling_number": k,
+            "final_restarts": min(settings.get("final_restarts", 0), 2),
+        }
     return Trial(**settings)
 
 
@@ -133,7 +166,9 @@ def study(
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     pieces = pieces_of(profile, scale)
     if unknown := set(names) - {piece.name for piece in pieces}:
-        raise ValueError(f"{profile} has no piece {', '.join(sorted(unknown))}; it has: {', '.join(p.name for p in pieces)}.")
+        raise ValueError(
+            f"{profile} has no piece {', '.join(sorted(unknown))}; it has: {', '.join(p.name for p in pieces)}."
+        )
     try:
         for piece in pieces:
             if not names or piece.name in names:
@@ -164,12 +199,22 @@ def train(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
         keep = keep_best(runs / trial.id) if piece.options.get("keep_best") else None
         outcome = "done"
         try:
-            run(trial, runs, observe=lambda training, record, keep=keep: _observe(training, record, keep, deadline))
-        except FloatingPointError as error:  # a finding, not an accident: such a run has no further records
+            run(
+                trial,
+                runs,
+                observe=lambda training, record, keep=keep: _observe(
+                    training, record, keep, deadline
+                ),
+            )
+        except (
+            FloatingPointError
+        ) as error:  # a finding, not an accident: such a run has no further records
             record_divergence(trial, runs / trial.id, error)
             outcome = "diverged"
         if not keep:
-            (runs / trial.id / "checkpoint.pt").unlink(missing_ok=True)  # 90 MB for a ResNet-18, and nobody asks for it again
+            (runs / trial.id / "checkpoint.pt").unlink(
+                missing_ok=True
+            )  # 90 MB for a ResNet-18, and nobody asks for it again
         which = f"{piece.table} {number}/{len(piece.trials)}  {arm}, seed {trial.seed}"
         print(f"{which}: {outcome}, {time.monotonic() - started:.0f} s", flush=True)
         write_table(piece, runs, results)
@@ -210,14 +255,22 @@ def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
     training = build_training(trial)
     if not (folder / "records.csv").exists():
         write_whole(
-            folder / "records.csv", b"iteration,examples,passes,seconds,loss,coverage,accuracy,robust_accuracy,batch_accuracy\n"
+            folder / "records.csv",
+            b"iteration,examples,passes,seconds,loss,coverage,accuracy,robust_accuracy,batch_accuracy\n",
         )
-    write_json(folder / "run.json", {"status": "done", **provenance(trial, training), "diverged": str(error), "final": {}})
+    write_json(
+        folder / "run.json",
+        {"status": "done", **provenance(trial, training), "diverged": str(error), "final": {}},
+    )
 
 
 def rows_of(piece: Piece, runs: Path) -> pd.DataFrame:
     """A row an evaluation of every finished run: arm, seed, the settings in which trials differ, and what was measured."""
-    varying = [f.name for f in fields(Trial) if f.name != "seed" and len({getattr(t, f.name) for _, t in piece.trials}) > 1]
+    varying = [
+        f.name
+        for f in fields(Trial)
+        if f.name != "seed" and len({getattr(t, f.name) for _, t in piece.trials}) > 1
+    ]
     tables = []
     for arm, trial in piece.trials:
         if is_done(runs / trial.id):
@@ -227,7 +280,9 @@ def rows_of(piece: Piece, runs: Path) -> pd.DataFrame:
                 table[f"final_{name}"] = [None] * (len(table) - 1) + [round(value, 4)]
             tables.append(
                 pd.DataFrame(
-                    {"arm": arm, "seed": trial.seed} | {name: getattr(trial, name) for name in varying}, index=table.index
+                    {"arm": arm, "seed": trial.seed}
+                    | {name: getattr(trial, name) for name in varying},
+                    index=table.index,
                 ).join(table.drop(columns="examples"))
             )
     tables = [table for table in tables if len(table)]
@@ -242,18 +297,40 @@ def write_table(piece: Piece, runs: Path, results: Path) -> None:
         diverged = [
             f"{arm}, seed {trial.seed}"
             for arm, trial in piece.trials
-            if (runs / trial.id / "run.json").exists() and "diverged" in json.loads((runs / trial.id / "run.json").read_text())
+            if (runs / trial.id / "run.json").exists()
+            and "diverged" in json.loads((runs / trial.id / "run.json").read_text())
         ]
-        write_result(piece, table, results, infos, done, {"diverged": "; ".join(diverged)} if diverged else {})
+        write_result(
+            piece,
+            table,
+            results,
+            infos,
+            done,
+            {"diverged": "; ".join(diverged)} if diverged else {},
+        )
 
 
-def write_result(piece: Piece, table: pd.DataFrame, results: Path, infos: list[dict], done: list[Trial], more=None) -> None:
+def write_result(
+    piece: Piece,
+    table: pd.DataFrame,
+    results: Path,
+    infos: list[dict],
+    done: list[Trial],
+    more=None,
+) -> None:
     """The table as CSV below lines that say where it is from. A part of the runs never takes the place of more of them."""
     path = results / f"{piece.table}.csv"
-    there = re.search(r"^# runs: (\d+) of", path.read_text(encoding="utf-8"), re.MULTILINE) if path.exists() else None
+    there = (
+        re.search(r"^# runs: (\d+) of", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if path.exists()
+        else None
+    )
     if len(done) < len(piece.trials) and there and int(there[1]) > len(done):
         if len(done) == 1:
-            print(f"{path.name} stays as it is, of {there[1]} runs, until this study has as many", flush=True)
+            print(
+                f"{path.name} stays as it is, of {there[1]} runs, until this study has as many",
+                flush=True,
+            )
         return
     results.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -270,14 +347,17 @@ def header(piece: Piece, infos: list[dict], done: list[Trial]) -> dict:
 
     def of(name):
         values = list(dict.fromkeys(getattr(trial, name) for trial in done))
-        return " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
+        return " | ".join(
+            f"{value:.4g}" if isinstance(value, float) else str(value) for value in values
+        )
 
     def all_of(key):
         return " | ".join(dict.fromkeys(str(info[key]) for info in infos))
 
     count = of("evaluation_size")
     lines = {
-        "dataset": of("dataset") + (f", first {of('train_size')} training images" if of("train_size") != "None" else ""),
+        "dataset": of("dataset")
+        + (f", first {of('train_size')} training images" if of("train_size") != "None" else ""),
         "model": of("model"),
         "threat model": f"{of('norm')}, epsilon {of('epsilon')}, images in [0, 1]",
         "training attack": f"{of('crafting')}, {of('steps')} steps of {of('step_size').replace('None', '2.5 epsilon / steps')}, "
@@ -293,12 +373,18 @@ def header(piece: Piece, infos: list[dict], done: list[Trial]) -> dict:
         )
         if any(trial.final_restarts for trial in done):
             restarts, images = of("final_restarts"), of("final_size").replace("None", "all")
-            lines["final"] = f"PGD-{of('evaluation_steps')} with {restarts} restarts on {images} test images"
+            lines["final"] = (
+                f"PGD-{of('evaluation_steps')} with {restarts} restarts on {images} test images"
+            )
     lines |= {
         "seeds": " ".join(sorted({str(trial.seed) for trial in done}, key=int)),
         "runs": f"{len(done)} of {len(piece.trials)}",
         "device": f"{all_of('device')}, {all_of('threads')} threads",
-        "versions": " | ".join(dict.fromkeys(", ".join(f"{k} {v}" for k, v in info["versions"].items()) for info in infos)),
+        "versions": " | ".join(
+            dict.fromkeys(
+                ", ".join(f"{k} {v}" for k, v in info["versions"].items()) for info in infos
+            )
+        ),
         "code": all_of("revision"),
         "command": piece.command,
     }
@@ -310,11 +396,15 @@ def similarity(piece: Piece, runs: Path, results: Path, deadline: float) -> None
     from .similarity import neighbour_similarity, staleness
 
     def near(training, trial):
-        images, labels = training.data.test(slice(16 if piece.options["tiny"] else piece.options.get("images", 200)))
+        images, labels = training.data.test(
+            slice(16 if piece.options["tiny"] else piece.options.get("images", 200))
+        )
         return neighbour_similarity(training, images, labels, gaps=(1, 10), attack=trial.attack())
 
     def old(training, trial):
-        examples = torch.arange(min(64 if piece.options["tiny"] else 1000, len(training.data.y_train)))
+        examples = torch.arange(
+            min(64 if piece.options["tiny"] else 1000, len(training.data.y_train))
+        )
         return staleness(training, examples=examples, every=max(1, trial.iterations // 6))
 
     parts, infos, done = [], [], []
@@ -329,14 +419,22 @@ def similarity(piece: Piece, runs: Path, results: Path, deadline: float) -> None
                     training.evaluate_every = 0
                     table = measure(training, trial)
                     write_whole(folder / f"{name}.csv", table.to_csv(index=False).encode())
-                    print(f"{piece.table}  {name}, {arm}, seed {trial.seed}: {time.monotonic() - started:.0f} s", flush=True)
-            write_json(folder / "run.json", {"status": "done", **provenance(trial, build_training(trial))})
+                    print(
+                        f"{piece.table}  {name}, {arm}, seed {trial.seed}: {time.monotonic() - started:.0f} s",
+                        flush=True,
+                    )
+            write_json(
+                folder / "run.json", {"status": "done", **provenance(trial, build_training(trial))}
+            )
         parts.append((arm, folder))
         done.append(trial)
         infos.append(json.loads((folder / "run.json").read_text()))
         if new or len(done) == len(piece.trials):
             for name, suffix in (("neighbours", ""), ("staleness", "_staleness")):
-                table = pd.concat([_read(path / f"{name}.csv").assign(arm=of).round(4) for of, path in parts], ignore_index=True)
+                table = pd.concat(
+                    [_read(path / f"{name}.csv").assign(arm=of).round(4) for of, path in parts],
+                    ignore_index=True,
+                )
                 write_result(replace(piece, name=piece.name + suffix), table, results, infos, done)
 
 
@@ -367,7 +465,12 @@ def notebook(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
         values = values | {"output_dir": str(runs / source.stem)}
         left = min(deadline - time.monotonic(), 3600)
         try:
-            execute(source, target, {name: values[name] for name in parameter_names(source) if name in values}, timeout=max(int(left), 1))
+            execute(
+                source,
+                target,
+                {name: values[name] for name in parameter_names(source) if name in values},
+                timeout=max(int(left), 1),
+            )
         except CellTimeoutError:
             stop_at(deadline)
             raise
@@ -389,9 +492,13 @@ def finals(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
             measured = json.loads(path.read_text()) if path.exists() else {}
             training = build_training(trial)
             stored = torch.load(
-                folder / ("best.pt" if which == "best" else "checkpoint.pt"), weights_only=True, map_location=training.device
+                folder / ("best.pt" if which == "best" else "checkpoint.pt"),
+                weights_only=True,
+                map_location=training.device,
             )
-            training.model.load_state_dict(stored["model"] if which == "best" else stored["training"]["model"])
+            training.model.load_state_dict(
+                stored["model"] if which == "best" else stored["training"]["model"]
+            )
             for name, measure in measurements(training, trial, piece.options):
                 if name not in measured:
                     stop_at(deadline)
@@ -415,7 +522,9 @@ def finals(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
         write_result(replace(piece, trials=source.trials), pd.DataFrame(rows), results, infos, done)
 
 
-def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, Callable[[], float]]]:
+def measurements(
+    training, trial: Trial, options: dict
+) -> Iterator[tuple[str, Callable[[], float]]]:
     """Names and functions: what is said of a final model, one number each."""
     model = training.model.eval()
     n = 32 if options["tiny"] else None
@@ -424,13 +533,22 @@ def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, C
     once = replace(judge, restarts=1)
 
     def worst_class():
-        return min(robust_accuracy(model, images[labels == c], labels[labels == c], once) for c in labels.unique())
+        return min(
+            robust_accuracy(model, images[labels == c], labels[labels == c], once)
+            for c in labels.unique()
+        )
 
     def autoattack(part):
         from pyautoattack import AutoAttack
 
-        version = {"version": "custom", "attacks": ["apgd-ce"]} if options["tiny"] else {"version": "standard"}
-        attack = AutoAttack(model, norm="Linf", eps=trial.epsilon, device=training.device, seed=0, **version)
+        version = (
+            {"version": "custom", "attacks": ["apgd-ce"]}
+            if options["tiny"]
+            else {"version": "standard"}
+        )
+        attack = AutoAttack(
+            model, norm="Linf", eps=trial.epsilon, device=training.device, seed=0, **version
+        )
         adversarial, _ = attack.run_standard_evaluation(images[part], labels[part], batch_size=500)
         return accuracy(model, adversarial, labels[part])
 
@@ -449,7 +567,9 @@ def measurements(training, trial: Trial, options: dict) -> Iterator[tuple[str, C
         yield f"pgd_20_logits_x{factor:g}", rescaled(factor)
     size, part = (8, 4) if options["tiny"] else (options["autoattack_size"], 250)
     if size % part:
-        raise ValueError(f"autoattack_size is {size}; it must be a multiple of {part}, as its parts count alike.")
+        raise ValueError(
+            f"autoattack_size is {size}; it must be a multiple of {part}, as its parts count alike."
+        )
     for start in range(0, size, part):
         yield f"autoattack_{start}", partial(autoattack, slice(start, start + part))
 
@@ -468,7 +588,8 @@ def calibration_error(model, images, labels, bins: int = 15) -> float:
     right = (predicted == labels).double()
     which = (confidence * bins).long().clamp(max=bins - 1)
     return sum(
-        abs(right[which == b].mean() - confidence[which == b].double().mean()).item() * (which == b).double().mean().item()
+        abs(right[which == b].mean() - confidence[which == b].double().mean()).item()
+        * (which == b).double().mean().item()
         for b in which.unique()
     )
 
@@ -486,16 +607,31 @@ def show(profile: str, scale: str, runs: Path | None) -> None:
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m catlib.lab.study", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m catlib.lab.study", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
-        "what", nargs="?", choices=("run", "page"), default="run", help="run the study, or write the claims page from its tables"
+        "what",
+        nargs="?",
+        choices=("run", "page"),
+        default="run",
+        help="run the study, or write the claims page from its tables",
     )
     parser.add_argument("--profile", choices=profiles(), default="smoke")
-    parser.add_argument("--piece", action="append", default=[], help="only this piece; may be given again")
     parser.add_argument(
-        "--scale", choices=("full", "tiny"), default="full", help="tiny: the paper profile from end to end, in minutes"
+        "--piece", action="append", default=[], help="only this piece; may be given again"
     )
-    parser.add_argument("--minutes", type=float, help=f"stop, saved, after so long; the exit status is then {PAUSED}")
+    parser.add_argument(
+        "--scale",
+        choices=("full", "tiny"),
+        default="full",
+        help="tiny: the paper profile from end to end, in minutes",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help=f"stop, saved, after so long; the exit status is then {PAUSED}",
+    )
     parser.add_argument("--runs", type=Path, help="folder of the runs and their checkpoints")
     parser.add_argument("--results", type=Path, help="folder of the tables")
     parser.add_argument("--list", action="store_true", help="show the pieces and what is done")

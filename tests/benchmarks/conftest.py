@@ -15,16 +15,33 @@ ROWS = pytest.StashKey()
 def pytest_configure(config):
     config.stash[ROWS] = []
     if DEVICE == "cpu":
-        torch.set_num_threads(1)  # so that process time is what the work costs, whoever shares the machine
+        torch.set_num_threads(
+            1
+        )  # so that process time is what the work costs, whoever shares the machine
 
 
 @pytest.fixture
 def note(request):
     """Keep a figure for the report: ``note(row, measure, value, bar, ...)``; a figure with a bar says if it is met."""
 
-    def keep(row, measure, value="", bar="", *, met="", seconds="", robust_accuracy="", rounds="", note=""):
+    def keep(
+        row,
+        measure,
+        value="",
+        bar="",
+        *,
+        met="",
+        seconds="",
+        robust_accuracy="",
+        rounds="",
+        note="",
+    ):
         if bar and not met:
-            met = "yes" if (value >= float(bar[2:]) if bar.startswith(">=") else value <= float(bar[2:])) else "no"
+            met = (
+                "yes"
+                if (value >= float(bar[2:]) if bar.startswith(">=") else value <= float(bar[2:]))
+                else "no"
+            )
         short = {"value": value, "seconds": seconds, "robust_accuracy": robust_accuracy}
         row = {
             "row": str(row),
@@ -72,7 +89,11 @@ def robust_cnn(mnist):
 def _hardware():
     if DEVICE == "cuda":
         return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
@@ -80,11 +101,21 @@ def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash[ROWS]
     if not rows:
         return
-    if config.args != [str(report.ROOT / "tests" / "benchmarks")] and not config.args[0].rstrip("/").endswith("benchmarks"):
+    if config.args != [str(report.ROOT / "tests" / "benchmarks")] and not config.args[0].rstrip(
+        "/"
+    ).endswith("benchmarks"):
         terminalreporter.write_line("a part of the benchmarks: printed, not written")
     else:
-        loads = " ".join(f"{load:.1f}" for load in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
-        file = report.write(DEVICE, rows, report.header(DEVICE, _hardware(), torch.get_num_threads(), loads))
-        terminalreporter.write_line(f"written: {file} and {report.plot(DEVICE) if DEVICE == 'cpu' else 'no plot'}")
+        loads = (
+            " ".join(f"{load:.1f}" for load in os.getloadavg())
+            if hasattr(os, "getloadavg")
+            else "unknown"
+        )
+        file = report.write(
+            DEVICE, rows, report.header(DEVICE, _hardware(), torch.get_num_threads(), loads)
+        )
+        terminalreporter.write_line(
+            f"written: {file} and {report.plot(DEVICE) if DEVICE == 'cpu' else 'no plot'}"
+        )
     for line in report.table(rows):
         terminalreporter.write_line(line)

@@ -21,7 +21,11 @@ class SideBySide:
             {n: [] for n in contenders},
             {},
         )
-        self.untimed, self.device, self.clock = untimed, device, time.process_time if device == "cpu" else time.perf_counter
+        self.untimed, self.device, self.clock = (
+            untimed,
+            device,
+            time.process_time if device == "cpu" else time.perf_counter,
+        )
         for name, run in contenders.items():
             for _ in range(warm):
                 self.results[name] = run()

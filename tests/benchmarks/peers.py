@@ -9,7 +9,9 @@ import torch.nn.functional as F
 def hand(model, images, labels, *, epsilon, step_size, steps, seed=0, backward=False):
     """The least that one writes by hand: the gradient on the input, and nothing else."""
     generator = torch.Generator(images.device).manual_seed(seed)
-    x = (images + torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator)).clamp(0, 1)
+    x = (images + torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator)).clamp(
+        0, 1
+    )
     for _ in range(steps):
         x.requires_grad_()
         loss = F.cross_entropy(model(x), labels)
@@ -53,7 +55,13 @@ def art_pgd(model, images, labels, *, epsilon, step_size, steps):
         device_type="gpu" if images.is_cuda else "cpu",
     )
     attack = ProjectedGradientDescent(
-        classifier, eps=epsilon, eps_step=step_size, max_iter=steps, num_random_init=1, batch_size=len(images), verbose=False
+        classifier,
+        eps=epsilon,
+        eps_step=step_size,
+        max_iter=steps,
+        num_random_init=1,
+        batch_size=len(images),
+        verbose=False,
     )
     x, y = images.cpu().numpy(), labels.cpu().numpy()
     return lambda: torch.from_numpy(attack.generate(x, y)).to(images.device)

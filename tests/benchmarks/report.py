@@ -12,7 +12,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("row", "measure", "value", "bar", "met", "seconds", "robust_accuracy", "rounds", "note")
-PACKAGES = ("torch", "numpy", "numba", "torchattacks", "foolbox", "adversarial-robustness-toolbox", "pytest-benchmark")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "torchattacks",
+    "foolbox",
+    "adversarial-robustness-toolbox",
+    "pytest-benchmark",
+)
 WHAT = {
     "1": "PGD-20, batch 128, MNIST cnn: time over a minimal hand-written PGD",
     "2": "the same over torchattacks, foolbox, ART",
@@ -34,7 +42,11 @@ def path(device):
 def order(row):
     """By row, then by measure, numbers as numbers."""
     parts = re.split(r"(\d+)", row["measure"])
-    return not row["row"].isdigit(), row["row"], [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+    return (
+        not row["row"].isdigit(),
+        row["row"],
+        [(int(part), "") if part.isdigit() else (0, part) for part in parts],
+    )
 
 
 def write(device, rows, header):
@@ -75,7 +87,11 @@ def table(rows):
             measured = f"{float(row['value']):.3g}" if row["value"] != "" else row["note"]
             lines.append(f"| | {row['measure']} | {measured} | {row['bar']} | {row['met']} |")
     lines += ["", "| what a trick brings | time with over time without | |", "| --- | --- | --- |"]
-    lines += [f"| {r['measure']} | {float(r['value']):.2f} | {r['note']} |" for r in rows if r["row"] == "trick"]
+    lines += [
+        f"| {r['measure']} | {float(r['value']):.2f} | {r['note']} |"
+        for r in rows
+        if r["row"] == "trick"
+    ]
     return lines
 
 
@@ -87,9 +103,13 @@ def closest(rows):
         measured = [r for r in barred if r["value"] != ""]
         if measured:
             row = max(measured, key=lambda r: share_of_bar(float(r["value"]), r["bar"]))
-            lines.append(f"| **{number}** | {what} | {row['measure']} | {float(row['value']):.3g} | {row['bar']} |")
+            lines.append(
+                f"| **{number}** | {what} | {row['measure']} | {float(row['value']):.3g} | {row['bar']} |"
+            )
         else:
-            lines.append(f"| **{number}** | {what} | {OPEN} | — | {', '.join(r['bar'] for r in barred)} |")
+            lines.append(
+                f"| **{number}** | {what} | {OPEN} | — | {', '.join(r['bar'] for r in barred)} |"
+            )
     return lines
 
 
@@ -113,15 +133,27 @@ def plot(device):
     rows = read(device)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     shown = ("catlib", "catlib, compiled", "hand-written", "torchattacks", "foolbox", "ART")
-    attacks = [(r["measure"], float(r["seconds"]), r["robust_accuracy"]) for r in rows if r["row"] == "attack"]
-    attacks = sorted((attack for attack in attacks if attack[0] in shown), key=lambda attack: -attack[1])
+    attacks = [
+        (r["measure"], float(r["seconds"]), r["robust_accuracy"])
+        for r in rows
+        if r["row"] == "attack"
+    ]
+    attacks = sorted(
+        (attack for attack in attacks if attack[0] in shown), key=lambda attack: -attack[1]
+    )
     bars = left.barh(
         [name for name, _, _ in attacks],
         [seconds for _, seconds, _ in attacks],
         color=[COLOURS["CAT"] if name.startswith("catlib") else "0.7" for name, _, _ in attacks],
     )
-    left.bar_label(bars, [f" {float(robust):.1%} stay right" for _, _, robust in attacks], fontsize=8)
-    left.set(xlabel="seconds of CPU time", title="PGD-20 on 128 MNIST images, cnn", xlim=(0, 1.35 * attacks[0][1]))
+    left.bar_label(
+        bars, [f" {float(robust):.1%} stay right" for _, _, robust in attacks], fontsize=8
+    )
+    left.set(
+        xlabel="seconds of CPU time",
+        title="PGD-20 on 128 MNIST images, cnn",
+        xlim=(0, 1.35 * attacks[0][1]),
+    )
     lines = {}
     for r in rows:
         if r["row"] == "sampling":
@@ -130,10 +162,26 @@ def plot(device):
     markers = {True: iter("os^Dv"), False: iter("xPd*")}
     for name, points in sorted(lines.items(), key=lambda line: -max(line[1])[1]):
         ours = name.startswith("catlib")
-        name = {"catlib, tree": "catlib, 1 class", "catlib, plain form": "catlib, 1 class, plain form"}.get(name, name)
-        look = {"color": COLOURS["CAT"], "lw": 1.8} if ours else {"color": "0.5", "lw": 1, "ls": "--"}
-        right.loglog(*zip(*sorted(points), strict=True), label=name, marker=next(markers[ours]), ms=5, mfc="white", **look)
-    right.set(xlabel="examples n", ylabel="milliseconds of CPU time a step", title="Draw 256 by weight, each once")
+        name = {
+            "catlib, tree": "catlib, 1 class",
+            "catlib, plain form": "catlib, 1 class, plain form",
+        }.get(name, name)
+        look = (
+            {"color": COLOURS["CAT"], "lw": 1.8} if ours else {"color": "0.5", "lw": 1, "ls": "--"}
+        )
+        right.loglog(
+            *zip(*sorted(points), strict=True),
+            label=name,
+            marker=next(markers[ours]),
+            ms=5,
+            mfc="white",
+            **look,
+        )
+    right.set(
+        xlabel="examples n",
+        ylabel="milliseconds of CPU time a step",
+        title="Draw 256 by weight, each once",
+    )
     right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
@@ -148,15 +196,21 @@ def fill_readme(device):
     """The plot, what lies closest to its bar, and all rows folded away, between the README's two marks."""
     file, mark = ROOT / "README.md", ("<!-- benchmarks -->", "<!-- /benchmarks -->")
     before, rest = file.read_text().split(mark[0])
-    lines = [line[2:].strip() for line in path(device).read_text().splitlines() if line.startswith("# device")]
-    text = "\n".join([
-        f"![Attacks side by side, and a sampling step](docs/benchmarks_{device}.png)\n",
-        f"By `make bench`, on one {lines[0].removeprefix('device: ')}. A ratio below 1 is faster than the peer.\n",
-        *closest(read(device)),
-        "\n<details><summary>Every row, and what each trick brings</summary>\n",
-        *table(read(device)),
-        "\n</details>\n",
-    ])
+    lines = [
+        line[2:].strip()
+        for line in path(device).read_text().splitlines()
+        if line.startswith("# device")
+    ]
+    text = "\n".join(
+        [
+            f"![Attacks side by side, and a sampling step](docs/benchmarks_{device}.png)\n",
+            f"By `make bench`, on one {lines[0].removeprefix('device: ')}. A ratio below 1 is faster than the peer.\n",
+            *closest(read(device)),
+            "\n<details><summary>Every row, and what each trick brings</summary>\n",
+            *table(read(device)),
+            "\n</details>\n",
+        ]
+    )
     file.write_text(f"{before}{mark[0]}\n{text}{mark[1]}{rest.split(mark[1])[1]}")
 
 

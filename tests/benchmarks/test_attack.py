@@ -63,12 +63,20 @@ def as_torch_has_it(run):
 
 
 def in_parts(attack, model, x, y, size):
-    return torch.cat([attack(model, a, b, generator=seeded()) for a, b in zip(x.split(size), y.split(size), strict=True)])
+    return torch.cat(
+        [
+            attack(model, a, b, generator=seeded())
+            for a, b in zip(x.split(size), y.split(size), strict=True)
+        ]
+    )
 
 
 def test_cnn(benchmark, note, mnist, robust_cnn, only_cpu):
     x, y = mnist.test(slice(128))
-    plain, last = plain_format(copy.deepcopy(robust_cnn)), copy.deepcopy(robust_cnn).to(memory_format=torch.channels_last)
+    plain, last = (
+        plain_format(copy.deepcopy(robust_cnn)),
+        copy.deepcopy(robust_cnn).to(memory_format=torch.channels_last),
+    )
     frozen = copy.deepcopy(plain).requires_grad_(False)
     network = torch.compile(copy.deepcopy(last), dynamic=False)
     attack, compiled = catlib.PGD(**SETTINGS), catlib.PGD(**SETTINGS, compile=True)
@@ -81,7 +89,10 @@ def test_cnn(benchmark, note, mnist, robust_cnn, only_cpu):
         "hand-written": lambda: peers.hand(plain, x, y, **SETTINGS),
         "catlib": lambda: attack(robust_cnn, x, y, generator=seeded()),
         "catlib, compiled": lambda: compiled(last, x, y, generator=seeded()),
-        **{name: make(copy.deepcopy(plain), x, y, **SETTINGS) for name, make in peers.OTHERS.items()},
+        **{
+            name: make(copy.deepcopy(plain), x, y, **SETTINGS)
+            for name, make in peers.OTHERS.items()
+        },
         "hand-written, loss.backward()": lambda: peers.hand(plain, x, y, **SETTINGS, backward=True),
         "hand-written, frozen": lambda: peers.hand(frozen, x, y, **SETTINGS),
         "catlib, channels_last": lambda: attack(last, x, y, generator=seeded()),
@@ -89,7 +100,9 @@ def test_cnn(benchmark, note, mnist, robust_cnn, only_cpu):
         "catlib, network alone compiled": lambda: attack(network, x, y, generator=seeded()),
         "catlib, bfloat16": in_bfloat16,
         "catlib, in parts of 32": lambda: in_parts(attack, robust_cnn, x, y, 32),
-        "catlib, torch's gradient through the first layer": as_torch_has_it(lambda: attack(robust_cnn, x, y, generator=seeded())),
+        "catlib, torch's gradient through the first layer": as_torch_has_it(
+            lambda: attack(robust_cnn, x, y, generator=seeded())
+        ),
     }
     run = SideBySide(benchmark, contenders, rounds=15)
     reached = {name: robust(plain, result, y) for name, result in run.results.items()}
@@ -122,7 +135,12 @@ def test_cnn(benchmark, note, mnist, robust_cnn, only_cpu):
         )
     for what, name, base, remark in (
         ("input gradient only, cnn", "hand-written", "hand-written, loss.backward()", "used"),
-        ("frozen parameters, cnn", "hand-written, frozen", "hand-written", "used to leave no trace, not for speed"),
+        (
+            "frozen parameters, cnn",
+            "hand-written, frozen",
+            "hand-written",
+            "used to leave no trace, not for speed",
+        ),
         (
             "gradient through the first layer by a matrix product, cnn",
             "catlib",
@@ -135,16 +153,50 @@ def test_cnn(benchmark, note, mnist, robust_cnn, only_cpu):
             "hand-written",
             "used",
         ),
-        ("the whole step compiled, channels_last, cnn", "catlib, compiled", "catlib", "used: compile=True"),
-        ("the network alone compiled, cnn", "catlib, network alone compiled", "catlib, channels_last", "left out of the attack"),
-        ("channels_last, cnn, eager", "catlib, channels_last", "catlib", "left out: the cnn is not built so"),
+        (
+            "the whole step compiled, channels_last, cnn",
+            "catlib, compiled",
+            "catlib",
+            "used: compile=True",
+        ),
+        (
+            "the network alone compiled, cnn",
+            "catlib, network alone compiled",
+            "catlib, channels_last",
+            "left out of the attack",
+        ),
+        (
+            "channels_last, cnn, eager",
+            "catlib, channels_last",
+            "catlib",
+            "left out: the cnn is not built so",
+        ),
         ("parts of 32 that fit the cache, cnn", "catlib, in parts of 32", "catlib", "left out"),
-        ("bfloat16 autocast on a CPU, cnn", "catlib, bfloat16", "catlib, channels_last", "not the default on a CPU"),
-        ("leaving out the checks of the batch, cnn", "catlib, unchecked", "catlib", "checks stay on"),
+        (
+            "bfloat16 autocast on a CPU, cnn",
+            "catlib, bfloat16",
+            "catlib, channels_last",
+            "not the default on a CPU",
+        ),
+        (
+            "leaving out the checks of the batch, cnn",
+            "catlib, unchecked",
+            "catlib",
+            "checks stay on",
+        ),
     ):
-        note("trick", what, run.ratio(name, base), robust_accuracy=reached[name], rounds=run.rounds, note=remark)
+        note(
+            "trick",
+            what,
+            run.ratio(name, base),
+            robust_accuracy=reached[name],
+            rounds=run.rounds,
+            note=remark,
+        )
     same = reached["catlib"], reached["catlib, compiled"], reached["hand-written"]
-    assert max(same) - min(same) <= 1 / len(y), same  # the same starts: at most one image on the edge may differ
+    assert max(same) - min(same) <= 1 / len(y), (
+        same
+    )  # the same starts: at most one image on the edge may differ
     assert abs(reached["catlib, bfloat16"] - reached["catlib"]) <= 1 / len(y)
 
 
@@ -174,11 +226,18 @@ def test_resnet(benchmark, note, only_cpu):
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         model(x)
     # backward to the image costs what forward costs
-    rate, top = 2 * forward.get_total_flops() / run.seconds("hand-written"), 2 * 2048**3 / peak.seconds("product")
+    rate, top = (
+        2 * forward.get_total_flops() / run.seconds("hand-written"),
+        2 * 2048**3 / peak.seconds("product"),
+    )
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         contenders["hand-written"]()
     spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    share = sum(t for key, t in spent.items() if key in ("aten::mkldnn_convolution", "aten::convolution_backward")) / sum(spent.values())
+    share = sum(
+        t
+        for key, t in spent.items()
+        if key in ("aten::mkldnn_convolution", "aten::convolution_backward")
+    ) / sum(spent.values())
     note(
         1,
         "ResNet-18, batch 64, eager over hand-written",
@@ -191,7 +250,12 @@ def test_resnet(benchmark, note, only_cpu):
     )
     for what, name, base, remark in (
         ("channels_last, ResNet-18", "torch's first layer", "hand-written", "used"),
-        ("gradient through the first layer by a matrix product, ResNet-18", "catlib", "torch's first layer", "used"),
+        (
+            "gradient through the first layer by a matrix product, ResNet-18",
+            "catlib",
+            "torch's first layer",
+            "used",
+        ),
         (
             "batch norm as one multiplication, ResNet-18",
             "batch norm as one multiplication",
@@ -199,10 +263,17 @@ def test_resnet(benchmark, note, only_cpu):
             "left out: little, and it would swap the user's modules",
         ),
         ("parts of 16 that fit the cache, ResNet-18", "parts of 16", "catlib", "left out"),
-        ("bfloat16 autocast on a CPU, ResNet-18", "bfloat16", "catlib", 'precision="bfloat16"; not the default on a CPU'),
+        (
+            "bfloat16 autocast on a CPU, ResNet-18",
+            "bfloat16",
+            "catlib",
+            'precision="bfloat16"; not the default on a CPU',
+        ),
     ):
         note("trick", what, run.ratio(name, base), rounds=run.rounds, note=remark)
-    moved = (run.results["catlib"] - run.results["hand-written"]).abs().gt(1e-4).double().mean().item()
+    moved = (
+        (run.results["catlib"] - run.results["hand-written"]).abs().gt(1e-4).double().mean().item()
+    )
     assert moved < 0.01, f"{moved:.2%} of the pixels went another way"
 
 

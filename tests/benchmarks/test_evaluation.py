@@ -19,12 +19,17 @@ def ten_full_runs(model, images, labels, attack, seed=0):
     first[~alive] = -1
     lower, upper = (images - attack.epsilon).clamp(min=0), (images + attack.epsilon).clamp(max=1)
     for restart in range(RESTARTS):
-        x = (torch.empty_like(images).uniform_(-attack.epsilon, attack.epsilon, generator=generator) + images).clamp(0, 1)
+        x = (
+            torch.empty_like(images).uniform_(-attack.epsilon, attack.epsilon, generator=generator)
+            + images
+        ).clamp(0, 1)
         for step in range(STEPS + 1):
             with torch.enable_grad():
                 logits = model(x.requires_grad_(step < STEPS))
                 if step < STEPS:
-                    slope = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), x)[0]
+                    slope = torch.autograd.grad(
+                        F.cross_entropy(logits, labels, reduction="sum"), x
+                    )[0]
             broken = alive & (logits.argmax(1) != labels)
             first[broken] = torch.tensor([restart, step], device=images.device)
             alive &= ~broken
@@ -40,7 +45,11 @@ def epsilon_of(model, images, labels, share):
     for _ in range(7):
         middle = (low + high) / 2
         attack = catlib.PGD(middle, steps=STEPS)
-        low, high = (middle, high) if catlib.robust_accuracy(model, images, labels, attack) > share else (low, middle)
+        low, high = (
+            (middle, high)
+            if catlib.robust_accuracy(model, images, labels, attack) > share
+            else (low, middle)
+        )
     return low
 
 
@@ -48,18 +57,25 @@ def epsilon_of(model, images, labels, share):
 @torch.no_grad()
 def test_evaluation(benchmark, note, mnist, robust_cnn, share):
     x, y = mnist.test(slice(BATCH))
-    attack = catlib.PGD(epsilon_of(robust_cnn, x[:200], y[:200], share), steps=STEPS, restarts=RESTARTS)
+    attack = catlib.PGD(
+        epsilon_of(robust_cnn, x[:200], y[:200], share), steps=STEPS, restarts=RESTARTS
+    )
     counted = []
     hook = robust_cnn.register_forward_pre_hook(lambda _, inputs: counted.append(len(inputs[0])))
     first = ten_full_runs(robust_cnn, x, y, attack)
     full = sum(counted)
     counted.clear()
-    broken = attack.attack_until_broken(robust_cnn, x, y, generator=torch.Generator().manual_seed(0), batch_size=BATCH)[1]
+    broken = attack.attack_until_broken(
+        robust_cnn, x, y, generator=torch.Generator().manual_seed(0), batch_size=BATCH
+    )[1]
     passes = sum(counted)
     hook.remove()
     survivors = first[:, 0] == RESTARTS
     # a look at every image, whole restarts while it lasts, and the iterates up to the one that breaks it
-    needed = len(x) + sum((restart.clamp(0) * (STEPS + 1) + (step + 1) * (0 <= restart < RESTARTS)).item() for restart, step in first)
+    needed = len(x) + sum(
+        (restart.clamp(0) * (STEPS + 1) + (step + 1) * (0 <= restart < RESTARTS)).item()
+        for restart, step in first
+    )
     run = SideBySide(
         benchmark,
         {
@@ -89,6 +105,12 @@ def test_evaluation(benchmark, note, mnist, robust_cnn, share):
         note=f"share of passes {passes / full:.3f}, plus 0.10",
     )
     differ = (broken == survivors).sum().item()
-    note(3, f"{name}: verdicts that differ from the plain loop's", differ, "<=0", robust_accuracy=kept)
+    note(
+        3,
+        f"{name}: verdicts that differ from the plain loop's",
+        differ,
+        "<=0",
+        robust_accuracy=kept,
+    )
     assert passes == needed and not differ
     assert catlib.robust_accuracy(robust_cnn, x, y, attack, batch_size=BATCH) == pytest.approx(kept)

@@ -19,14 +19,22 @@ RESNET = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
 def trainings(data, model, attack, k, **settings):
     """AT and CAT from the same weights, as functions that do one iteration."""
     for name, sampler in (("AT", catlib.UniformSampler), ("CAT", catlib.CaseSampler)):
-        training = catlib.Training(copy.deepcopy(model), data, sampler(data.y_train.to(settings["device"]), k), attack, **settings)
+        training = catlib.Training(
+            copy.deepcopy(model),
+            data,
+            sampler(data.y_train.to(settings["device"]), k),
+            attack,
+            **settings,
+        )
         yield name, training
 
 
 def test_cat_over_at(benchmark, note, mnist, device):
     if device != "cpu":
         pytest.skip("this bar is for a CPU")
-    both = dict(trainings(mnist, catlib.build_model("cnn", mnist), catlib.PGD(0.1), 128, device="cpu"))
+    both = dict(
+        trainings(mnist, catlib.build_model("cnn", mnist), catlib.PGD(0.1), 128, device="cpu")
+    )
     sampler = both["CAT"].sampler
     run = SideBySide(
         benchmark,
@@ -63,8 +71,13 @@ def cifar10():
 
 def torchattacks_loop(data, model, k):
     """What one writes with torchattacks: eager, float32, the data on the device all the same."""
-    order = torch.randperm(len(data.y_train), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
-    optimizer, batches = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), iter(order.split(k))
+    order = torch.randperm(
+        len(data.y_train), device="cuda", generator=torch.Generator("cuda").manual_seed(0)
+    )
+    optimizer, batches = (
+        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        iter(order.split(k)),
+    )
     model.train()
 
     def iteration():
@@ -83,12 +96,22 @@ def test_cuda_training(benchmark, note, cuda, request, k, bar):
     torch._dynamo.reset()
     data = request.getfixturevalue("cifar10").to("cuda")
     model = catlib.build_model("resnet18", data)
-    training = dict(trainings(data, model, catlib.PGD(**RESNET), k, device="cuda", compile=True))["CAT"]
-    eager = catlib.Training(copy.deepcopy(model), data, catlib.UniformSampler(data.y_train, k), catlib.PGD(**RESNET), device="cuda")
+    training = dict(trainings(data, model, catlib.PGD(**RESNET), k, device="cuda", compile=True))[
+        "CAT"
+    ]
+    eager = catlib.Training(
+        copy.deepcopy(model),
+        data,
+        catlib.UniformSampler(data.y_train, k),
+        catlib.PGD(**RESNET),
+        device="cuda",
+    )
     run = SideBySide(
         benchmark,
         {
-            "torchattacks": torchattacks_loop(data, copy.deepcopy(model).to("cuda", memory_format=torch.contiguous_format), k),
+            "torchattacks": torchattacks_loop(
+                data, copy.deepcopy(model).to("cuda", memory_format=torch.contiguous_format), k
+            ),
             "catlib": lambda: next(training),
             "catlib, eager bfloat16": lambda: next(eager),
         },
@@ -96,14 +119,26 @@ def test_cuda_training(benchmark, note, cuda, request, k, bar):
         device="cuda",
         warm=6,
     )
-    note(7, f"batch {k}", run.ratio("catlib", "torchattacks"), bar, seconds=run.seconds("catlib"), rounds=run.rounds)
+    note(
+        7,
+        f"batch {k}",
+        run.ratio("catlib", "torchattacks"),
+        bar,
+        seconds=run.seconds("catlib"),
+        rounds=run.rounds,
+    )
     note(
         "trick",
         f"bfloat16 and channels_last, ResNet-18, batch {k}",
         run.ratio("catlib, eager bfloat16", "torchattacks"),
         note="used",
     )
-    note("trick", f"compiled and replayed as CUDA graphs, batch {k}", run.ratio("catlib", "catlib, eager bfloat16"), note="used")
+    note(
+        "trick",
+        f"compiled and replayed as CUDA graphs, batch {k}",
+        run.ratio("catlib", "catlib, eager bfloat16"),
+        note="used",
+    )
 
 
 def test_cuda_flops(benchmark, note, cuda, request):
@@ -122,7 +157,9 @@ def test_cuda_flops(benchmark, note, cuda, request):
         with torch.autocast("cuda", torch.bfloat16):
             return attack(model, x, y, generator=generator, check=False)
 
-    run = SideBySide(benchmark, {"attack": craft, "product": lambda: a @ a}, rounds=15, device="cuda", warm=6)
+    run = SideBySide(
+        benchmark, {"attack": craft, "product": lambda: a @ a}, rounds=15, device="cuda", warm=6
+    )
     rate = 2 * forward.get_total_flops() * attack.steps / run.seconds("attack")
     # backward to the image costs what forward costs
     top = 2 * 8192**3 / run.seconds("product")
@@ -148,18 +185,31 @@ def test_cuda_precision(benchmark, note, device, request):
         pytest.skip(report.OPEN)
     data = request.getfixturevalue("cifar10").to("cuda")
     model = catlib.build_model("resnet18", data)
-    training = catlib.Training(model, data, catlib.UniformSampler(data.y_train), catlib.PGD(**RESNET), iterations=400, device="cuda")
+    training = catlib.Training(
+        model,
+        data,
+        catlib.UniformSampler(data.y_train),
+        catlib.PGD(**RESNET),
+        iterations=400,
+        device="cuda",
+    )
     benchmark.pedantic(lambda: [None for _ in training], rounds=1)
     x, y = data.test(slice(5000))
 
     def in_bfloat16(model, images, labels):
         with torch.autocast("cuda", torch.bfloat16):
-            return catlib.PGD(8 / 255, steps=20)(model, images, labels, generator=torch.Generator("cuda").manual_seed(0))
+            return catlib.PGD(8 / 255, steps=20)(
+                model, images, labels, generator=torch.Generator("cuda").manual_seed(0)
+            )
 
     def in_float32(model, images, labels):
-        return catlib.PGD(8 / 255, steps=20)(model, images, labels, generator=torch.Generator("cuda").manual_seed(0))
+        return catlib.PGD(8 / 255, steps=20)(
+            model, images, labels, generator=torch.Generator("cuda").manual_seed(0)
+        )
 
-    low, high = (catlib.robust_accuracy(model, x, y, attack) for attack in (in_bfloat16, in_float32))
+    low, high = (
+        catlib.robust_accuracy(model, x, y, attack) for attack in (in_bfloat16, in_float32)
+    )
     note(
         7,
         "points of robust accuracy that bfloat16 leaves",
@@ -174,6 +224,28 @@ def test_cuda_cat_over_at(benchmark, note, cuda, request):
     cuda(9, "ResNet-18, PGD-10, compiled", "<=1.01")
     torch._dynamo.reset()
     data = request.getfixturevalue("cifar10").to("cuda")
-    both = dict(trainings(data, catlib.build_model("resnet18", data), catlib.PGD(**RESNET), 128, device="cuda", compile=True))
-    run = SideBySide(benchmark, {name: lambda t=training: next(t) for name, training in both.items()}, rounds=25, device="cuda", warm=6)
-    note(9, "ResNet-18, PGD-10, compiled", run.ratio("CAT", "AT"), "<=1.01", seconds=run.seconds("CAT"), rounds=run.rounds)
+    both = dict(
+        trainings(
+            data,
+            catlib.build_model("resnet18", data),
+            catlib.PGD(**RESNET),
+            128,
+            device="cuda",
+            compile=True,
+        )
+    )
+    run = SideBySide(
+        benchmark,
+        {name: lambda t=training: next(t) for name, training in both.items()},
+        rounds=25,
+        device="cuda",
+        warm=6,
+    )
+    note(
+        9,
+        "ResNet-18, PGD-10, compiled",
+        run.ratio("CAT", "AT"),
+        "<=1.01",
+        seconds=run.seconds("CAT"),
+        rounds=run.rounds,
+    )

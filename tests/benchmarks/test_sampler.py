@@ -21,7 +21,9 @@ def sampler_of(labels, **settings):
     """A sampler in the middle of training: every weight its own."""
     sampler = catlib.CaseSampler(labels, K_DRAWN, **settings)
     state = sampler.state_dict()
-    state["weights"] = torch.randn(len(labels), generator=torch.Generator().manual_seed(0)).mul_(2).sub_(3)
+    state["weights"] = (
+        torch.randn(len(labels), generator=torch.Generator().manual_seed(0)).mul_(2).sub_(3)
+    )
     sampler.load_state_dict(state)
     return sampler
 
@@ -43,7 +45,12 @@ def only_cpu(device):
 
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_step(benchmark, note, classes):
-    run = SideBySide(benchmark, {n: stepper(sampler_of(torch.arange(n) % classes)) for n in SIZES}, rounds=300, warm=20)
+    run = SideBySide(
+        benchmark,
+        {n: stepper(sampler_of(torch.arange(n) % classes)) for n in SIZES},
+        rounds=300,
+        warm=20,
+    )
     for n in SIZES:
         note(
             4,
@@ -54,15 +61,32 @@ def test_step(benchmark, note, classes):
             rounds=run.rounds,
             note=f"wall {1e3 * float(np.median(run.walls[n])):.3f}",
         )
-        note("sampling", f"catlib, {classes} classes, n = {n}", seconds=run.seconds(n), rounds=run.rounds)
-    note(4, f"K = {classes}: growth from 10^5 to 5*10^7", run.ratio(SIZES[-1], 10**5), "<=4.0", rounds=run.rounds)
+        note(
+            "sampling",
+            f"catlib, {classes} classes, n = {n}",
+            seconds=run.seconds(n),
+            rounds=run.rounds,
+        )
+    note(
+        4,
+        f"K = {classes}: growth from 10^5 to 5*10^7",
+        run.ratio(SIZES[-1], 10**5),
+        "<=4.0",
+        rounds=run.rounds,
+    )
 
 
 @pytest.mark.parametrize("n", SIZES[:4])
 def test_others(benchmark, note, n):
     """All examples one class, which is the only draw that the others know."""
     sampler = sampler_of(torch.zeros(n, dtype=torch.long), class_balanced=False, temperature=2.0)
-    sort = sampler_of(torch.zeros(n, dtype=torch.long), class_balanced=False, temperature=2.0, tree=False) if n <= 10**6 else None
+    sort = (
+        sampler_of(
+            torch.zeros(n, dtype=torch.long), class_balanced=False, temperature=2.0, tree=False
+        )
+        if n <= 10**6
+        else None
+    )
     weights = (sampler.weights / 2).exp()
     p = weights.double().numpy() / weights.double().sum().item()
     generator, numpy_generator = torch.Generator().manual_seed(0), np.random.default_rng(0)
@@ -70,7 +94,9 @@ def test_others(benchmark, note, n):
         "catlib, tree": stepper(sampler),
         **({"catlib, plain form": stepper(sort)} if sort else {}),
         "torch.multinomial": lambda: torch.multinomial(weights, K_DRAWN, generator=generator),
-        "WeightedRandomSampler": lambda: list(WeightedRandomSampler(weights, K_DRAWN, replacement=False, generator=generator)),
+        "WeightedRandomSampler": lambda: list(
+            WeightedRandomSampler(weights, K_DRAWN, replacement=False, generator=generator)
+        ),
         "numpy choice": lambda: numpy_generator.choice(n, K_DRAWN, replace=False, p=p),
     }
     run = SideBySide(benchmark, contenders, rounds=15 if n <= 10**6 else 5, untimed=True)
@@ -102,7 +128,10 @@ print((resident("VmRSS") - before) / n, (resident("VmHWM") - before) / n)
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="reads the memory of a process as Linux tells it")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/clear_refs"),
+    reason="reads the memory of a process as Linux tells it",
+)
 def test_memory(benchmark, note):
     answer = benchmark.pedantic(
         subprocess.run,
@@ -111,5 +140,19 @@ def test_memory(benchmark, note):
         kwargs={"capture_output": True, "text": True, "check": True},
     ).stdout
     resident, peak = map(float, answer.split())
-    note(6, "bytes an example, resident", resident, "<=32", rounds=1, note="growth of the process, labels excluded")
-    note(6, "bytes an example, peak while it is made", peak, "<=32", rounds=1, note="growth of the process, labels excluded")
+    note(
+        6,
+        "bytes an example, resident",
+        resident,
+        "<=32",
+        rounds=1,
+        note="growth of the process, labels excluded",
+    )
+    note(
+        6,
+        "bytes an example, peak while it is made",
+        peak,
+        "<=32",
+        rounds=1,
+        note="growth of the process, labels excluded",
+    )

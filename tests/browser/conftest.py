@@ -16,7 +16,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "tests"
 SETTINGS = {  # no news dialog over the page; every cell in the page, also those far below
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    },
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 
@@ -45,14 +49,36 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {key: value for key, value in os.environ.items() if key not in ("CATLIB_HEADLESS", "MPLBACKEND")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("CATLIB_HEADLESS", "MPLBACKEND")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
     environment["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
-    for name in ("JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+    for name in (
+        "JUPYTERLAB_WORKSPACES_DIR",
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_DATA_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "IPYTHONDIR",
+    ):
         environment[name] = str(home / name.lower())
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-               "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
-               "--LabApp.expose_app_in_browser=True"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     with open(home / "log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
@@ -77,9 +103,14 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser(chromium):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (extra: test)"
+    )
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        browser = p.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+        )
         yield browser
         browser.close()
 
@@ -99,7 +130,9 @@ class Page:
     def run_all(self) -> None:
         """Run every cell, to the end."""
         done = self.page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
-        errors = self.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+        errors = self.page.locator(
+            ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+        )
         assert done is not False and errors.count() == 0, errors.all_inner_texts()
 
     def ask(self, expression: str) -> str:
@@ -112,7 +145,9 @@ class Page:
         return answer["data"]["text/plain"]
 
     def close(self) -> None:
-        self.page.evaluate("() => jupyterapp.shell.currentWidget?.context.sessionContext.shutdown()")
+        self.page.evaluate(
+            "() => jupyterapp.shell.currentWidget?.context.sessionContext.shutdown()"
+        )
         self.page.close()
 
 

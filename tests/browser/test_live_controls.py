@@ -21,7 +21,12 @@ trial = Trial(iterations=2000, evaluate_every=5, evaluation_size=100, evaluation
 def write(path: Path, *cells: str) -> str:
     """A notebook of these code cells; its name."""
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel
+        ),
+        path,
+    )
     return path.name
 
 
@@ -42,7 +47,9 @@ class Panel:
         return self.part("status").inner_text().strip()
 
     def points(self) -> int:
-        return sum(int(row.get_attribute("data-points")) for row in self.box.locator("[data-points]").all())
+        return sum(
+            int(row.get_attribute("data-points")) for row in self.box.locator("[data-points]").all()
+        )
 
     def picture(self) -> str:
         return self.part("curves").first.get_attribute("src")
@@ -50,13 +57,17 @@ class Panel:
     def wait(self, condition, what: str, seconds: float = 60) -> float:
         started = time.monotonic()
         while not condition():
-            assert time.monotonic() - started < seconds, f"after {seconds} s still not: {what}; status: {self.status()!r}"
+            assert time.monotonic() - started < seconds, (
+                f"after {seconds} s still not: {what}; status: {self.status()!r}"
+            )
             self.page.wait_for_timeout(50)
         return time.monotonic() - started
 
     def drag(self, name: str, share: float) -> None:
         """Drag a slider's handle with the mouse by this share of its length."""
-        handle, rail = (self.part(name).locator(f".noUi-{part}").bounding_box() for part in ("handle", "base"))
+        handle, rail = (
+            self.part(name).locator(f".noUi-{part}").bounding_box() for part in ("handle", "base")
+        )
         x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
         self.page.mouse.move(x, y)
         self.page.mouse.down()
@@ -78,13 +89,17 @@ def test_start_grow_drag_stop(open_notebook, name):
     assert picture != before
     panel.wait(lambda: panel.points() > points and panel.picture() != picture, "a curve that grows")
 
-    alphas = f"{{t.sampler.alpha for t in {SHOWN}.trainings.values() if hasattr(t.sampler, 'alpha')}}"
+    alphas = (
+        f"{{t.sampler.alpha for t in {SHOWN}.trainings.values() if hasattr(t.sampler, 'alpha')}}"
+    )
     old = page.ask(alphas)
     panel.drag("alpha", 0.3)
     alpha = float(panel.part("alpha").locator(".widget-readout").inner_text())
     panel.wait(lambda: page.ask(alphas) == f"{{{alpha}}}", f"alpha {alpha} in the sampler", 10)
     assert page.ask(alphas) != old
-    if folder := os.environ.get("CATLIB_SCREENSHOTS"):  # pictures for people, of curves worth seeing
+    if folder := os.environ.get(
+        "CATLIB_SCREENSHOTS"
+    ):  # pictures for people, of curves worth seeing
         panel.wait(lambda: panel.points() >= 40, "a long curve", 180)
         panel.box.screenshot(path=Path(folder) / f"panel_{name[:2]}.png")
 
@@ -99,7 +114,9 @@ def test_start_grow_drag_stop(open_notebook, name):
 
 def test_two_panels(open_notebook, lab):
     """Two panels in one notebook go their own ways, and a cell run again takes its old panel with it."""
-    page = open_notebook(write(lab[0] / "two.ipynb", PLAIN.format(name="first"), PLAIN.format(name="second")))
+    page = open_notebook(
+        write(lab[0] / "two.ipynb", PLAIN.format(name="first"), PLAIN.format(name="second"))
+    )
     page.run_all()
     first, second = Panel(page, 0), Panel(page, 1)
     for panel in (first, second):
@@ -113,20 +130,30 @@ def test_two_panels(open_notebook, lab):
     assert first.status() == status
     first.button("pause").click()
     first.wait(lambda: first.status().startswith("running") and first.status() != status, "resumed")
-    assert int(re.search(r"iteration (\d+)", first.status())[1]) >= int(re.search(r"iteration (\d+)", status)[1])
+    assert int(re.search(r"iteration (\d+)", first.status())[1]) >= int(
+        re.search(r"iteration (\d+)", status)[1]
+    )
     second.button("stop").click()
     second.wait(lambda: second.status().startswith("stopped"), "stopped", 2)
     assert first.status().startswith("running")
-    page.page.evaluate("async () => { const n = jupyterapp.shell.currentWidget.content; n.activeCellIndex = 0; n.deselectAll();"
-                       "await jupyterapp.commands.execute('notebook:run-cell') }")
-    states = "[panel.state for panel, *_ in __import__('catlib.lab.panel', fromlist=['_SHOWN'])._SHOWN]"
+    page.page.evaluate(
+        "async () => { const n = jupyterapp.shell.currentWidget.content; n.activeCellIndex = 0; n.deselectAll();"
+        "await jupyterapp.commands.execute('notebook:run-cell') }"
+    )
+    states = (
+        "[panel.state for panel, *_ in __import__('catlib.lab.panel', fromlist=['_SHOWN'])._SHOWN]"
+    )
     first.wait(lambda: page.ask(states).startswith("['stopped'"), "the old panel stopped", 10)
     assert page.ask("first.state") == "'ready'"
 
 
 def test_a_failure_is_readable(open_notebook, lab):
     """What goes wrong in the thread is said in the panel."""
-    page = open_notebook(write(lab[0] / "fails.ipynb", PLAIN.format(name="panel") + "\npanel.set(sampling_number=5000)"))
+    page = open_notebook(
+        write(
+            lab[0] / "fails.ipynb", PLAIN.format(name="panel") + "\npanel.set(sampling_number=5000)"
+        )
+    )
     page.run_all()
     panel = Panel(page)
     panel.button("start").click()
