@@ -1,8 +1,9 @@
-"""The same seed gives today what it gave before: a few short runs against numbers that were recorded once.
+"""The same seed gives today what it gave before, in a few short runs.
 
-Every change of the method's code that is meant to change nothing must leave these as they are. The drawn examples are
-compared exactly; what is computed in floating point to a relative 1e-4, since processors round differently. A change that
-is meant to change results renews the file: `python tests/test_same_results.py`.
+Every change of the method's code that is meant to change nothing must leave these numbers as they
+are. The drawn examples are compared exactly; what is computed in floating point to a relative 1e-4,
+since processors round differently. A change that is meant to change results records them anew:
+`python tests/test_same_results.py`.
 """
 
 import json
@@ -38,7 +39,7 @@ SETTINGS = {
 
 
 def measure(trial: Trial, tree: bool = False) -> dict:
-    """What a short run draws, loses and ends with; with ``tree`` the sampler draws by the sum tree."""
+    """What a short run draws, loses and ends with; with ``tree``, CAT draws by the sum tree."""
     training = build_training(trial)
     if tree:
         labels = training.data.y_train
