@@ -1,4 +1,4 @@
-"""What is trained on: images kept as bytes, whole, on one device, and cut into batches by index."""
+"""What is trained on: all images as bytes on one device; a batch is a selection by index."""
 
 import os
 import tempfile
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
+_DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "data" / "cache"
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 CLASSES = {
-    **dict.fromkeys(("digits", "mnist"), tuple("0123456789")),
+    "digits": tuple("0123456789"),
+    "mnist": tuple("0123456789"),
     "fashion_mnist": (
         "T-shirt",
         "trouser",
@@ -52,73 +54,113 @@ class Data:
     classes: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> "Data":
-        return replace(self, **{key: getattr(self, key).to(device) for key in KEYS})
+        """The same data on another device."""
+        return replace(
+            self,
+            x_train=self.x_train.to(device),
+            y_train=self.y_train.to(device),
+            x_test=self.x_test.to(device),
+            y_test=self.y_test.to(device),
+        )
 
     def train(self, indices: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Training images (B, C, H, W) float32 in [0, 1] and labels (B,), at these indices."""
         return self.x_train[indices].float().div_(255), self.y_train[indices]
 
     def test(self, indices: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """The same of the test images; ``data.test(slice(500))`` is the fixed subset of the first 500."""
+        """The same of the test images; ``data.test(slice(500))`` is the first 500 of them."""
         return self.x_test[indices].float().div_(255), self.y_test[indices]
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """The usual augmentation of CIFAR-10, on the device: every image shifted by up to ``padding`` pixels, half mirrored."""
-    (n, _, height, width), device, shifts = images.shape, images.device, 2 * padding + 1
-    down, right, mirror = (
-        torch.randint(high, (n, 1), generator=generator, device=device)
-        for high in (shifts, shifts, 2)
-    )
-    rows, columns = (
-        down + torch.arange(height, device=device),
-        right + torch.arange(width, device=device),
-    )
-    columns = torch.where(mirror.bool(), columns.flip(1), columns)
+    """The usual augmentation of CIFAR-10: a random shift of every image, and half of them mirrored.
+
+    Args:
+        images: (B, C, H, W).
+        generator: on the device of the images.
+        padding: the largest shift, in pixels; what comes in from outside is black.
+    Returns: (B, C, H, W), new.
+    """
+    n, _, height, width = images.shape
+    device = images.device
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (n, 1), generator=generator, device=device)
+
+    down = draw(2 * padding + 1)
+    right = draw(2 * padding + 1)
+    mirrored = draw(2).bool()
+    rows = down + torch.arange(height, device=device)  # (B, H)
+    columns = right + torch.arange(width, device=device)  # (B, W)
+    columns = torch.where(mirrored, columns.flip(1), columns)
     padded = torch.nn.functional.pad(images, [padding] * 4)
-    return padded[
-        torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None]
-    ].permute(0, 3, 1, 2)
+    image = torch.arange(n, device=device)
+    crops = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    return crops.permute(0, 3, 1, 2)
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """Where datasets lie: the argument, else the environment's CATLIB_DATA, else data/cache in the repository."""
-    return (
-        Path(root or os.environ.get("CATLIB_DATA") or ROOT / "data" / "cache")
-        .expanduser()
-        .resolve()
-    )
+    """The folder of the datasets.
+
+    The argument, else the environment's CATLIB_DATA, else data/cache in the repository.
+    """
+    folder = root or os.environ.get("CATLIB_DATA") or _DEFAULT_FOLDER
+    return Path(folder).expanduser().resolve()
 
 
 def load_data(name: str, root: str | Path | None = None) -> Data:
     """A dataset: "digits" (embedded, 8x8), "mnist", "fashion_mnist" or "cifar10".
 
-    The last three are read from ``<root>/<name>.npz`` (x_train, y_train, x_test, y_test; uint8 images, channels last). If it
-    is not there, torchvision downloads the data, which is kept in that form.
+    The last three are read from ``<root>/<name>.npz`` (x_train, y_train, x_test, y_test; uint8
+    images, channels last). If it is not there, torchvision downloads the data, which is kept in
+    that form.
 
-    Raises: ValueError: an unknown name, or a file that is damaged or no such dataset. RuntimeError: the download failed.
+    Raises:
+        ValueError: an unknown name, or a file that is damaged or no such dataset.
+        RuntimeError: the download failed.
     """
     if name not in CLASSES:
         raise ValueError(f"dataset is {name!r}; it must be one of {', '.join(CLASSES)}.")
-    arrays = _digits() if name == "digits" else _read(name, data_root(root) / f"{name}.npz")
-    x_train, x_test = (
-        (x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)).contiguous()
-        for x in map(torch.from_numpy, arrays[::2])
+    if name == "digits":
+        x_train, y_train, x_test, y_test = _digits()
+    else:
+        x_train, y_train, x_test, y_test = _read(name, data_root(root) / f"{name}.npz")
+    return Data(
+        name,
+        _images(x_train),
+        _labels(y_train),
+        _images(x_test),
+        _labels(y_test),
+        CLASSES[name],
     )
-    y_train, y_test = (torch.from_numpy(y.reshape(-1).astype(np.int64)) for y in arrays[1::2])
-    return Data(name, x_train, y_train, x_test, y_test, CLASSES[name])
+
+
+def _images(x: np.ndarray) -> Tensor:
+    """(n, H, W) or (n, H, W, C) to (n, C, H, W)."""
+    images = torch.from_numpy(x)
+    channels_first = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return channels_first.contiguous()
+
+
+def _labels(y: np.ndarray) -> Tensor:
+    """(n,) or (n, 1) integers to (n,) int64."""
+    return torch.from_numpy(y.reshape(-1).astype(np.int64))
 
 
 def _digits() -> list[np.ndarray]:
+    """x_train, y_train, x_test, y_test of scikit-learn's digits, in a fixed order."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    x, y = (digits.images[order] * (255 / 16)).round().astype(np.uint8), digits.target[order]
-    return [x[:1437], y[:1437], x[1437:], y[1437:]]
+    grey = (digits.images[order] * (255 / 16)).round().astype(np.uint8)  # from 0..16 to 0..255
+    labels = digits.target[order]
+    train = 1437  # four fifths
+    return [grey[:train], labels[:train], grey[train:], labels[train:]]
 
 
 def _read(name: str, path: Path) -> list[np.ndarray]:
+    """x_train, y_train, x_test, y_test of the file, which is downloaded if it does not exist."""
     if not path.exists():
         _download(name, path)
     advice = (
@@ -129,7 +171,8 @@ def _read(name: str, path: Path) -> list[np.ndarray]:
             arrays = [archive[key] for key in KEYS]
     except Exception as error:  # a damaged archive can raise nearly anything
         raise ValueError(f"{path} is damaged or half-written ({error}). {advice}") from error
-    for split, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
+    x_train, y_train, x_test, y_test = arrays
+    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         y = y.reshape(-1)
         fits = (
             x.dtype == np.uint8
@@ -139,8 +182,9 @@ def _read(name: str, path: Path) -> list[np.ndarray]:
         )
         if not fits or not 0 <= y.min() <= y.max() < 10:
             raise ValueError(
-                f"{path} is not such a dataset: x_{split} {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; "
-                f"expected uint8 (n, H, W) or (n, H, W, C) and integer labels (n,) in 0..9. {advice}"
+                f"{path} is not such a dataset: x_{split} {x.dtype} {x.shape}, "
+                f"y_{split} {y.dtype} {y.shape}; expected uint8 (n, H, W) or (n, H, W, C) "
+                f"and integer labels (n,) in 0..9. {advice}"
             )
     return arrays
 
@@ -156,18 +200,20 @@ def _download(name: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            splits = [source(folder, train=train, download=True) for train in (True, False)]
-            arrays = [
-                np.asarray(part, np.uint8)
-                for split in splits
-                for part in (split.data, split.targets)
-            ]
+            train = source(folder, train=True, download=True)
+            test = source(folder, train=False, download=True)
+            whole = Path(folder) / "whole.npz"
             np.savez_compressed(
-                whole := Path(folder) / "whole.npz", **dict(zip(KEYS, arrays, strict=True))
+                whole,
+                x_train=np.asarray(train.data, np.uint8),
+                y_train=np.asarray(train.targets, np.uint8),
+                x_test=np.asarray(test.data, np.uint8),
+                y_test=np.asarray(test.targets, np.uint8),
             )
-            os.replace(whole, path)
+            os.replace(whole, path)  # at once: nobody ever reads half a file
     except (OSError, RuntimeError) as error:
         raise RuntimeError(
-            f"{path} does not exist, and downloading {name} failed ({error}). Put {name}.npz there, or set "
-            f"CATLIB_DATA to the folder that has it, or use load_data('digits'), which needs neither."
+            f"{path} does not exist, and downloading {name} failed ({error}). Put {name}.npz "
+            f"there, or set CATLIB_DATA to the folder that has it, or use load_data('digits'), "
+            f"which needs neither."
         ) from error

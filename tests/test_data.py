@@ -1,6 +1,7 @@
-"""Datasets: what is embedded, what is read from files, what a damaged file says, what a download leaves."""
+"""Datasets: embedded ones, files, the errors of damaged files, and what a download leaves."""
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_labels_may_be_a_column(tmp_path):
 
 def test_where_data_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.delenv("CATLIB_DATA", raising=False)
-    assert data_root() == catlib.data.ROOT / "data" / "cache"
+    assert data_root() == Path(catlib.__file__).parents[1] / "data" / "cache"
     monkeypatch.setenv("CATLIB_DATA", str(tmp_path))
     assert (
         data_root() == tmp_path.resolve()
@@ -293,7 +294,7 @@ def test_a_download_cut_off_while_writing_leaves_nothing(tmp_path, monkeypatch):
     seed=st.integers(0, 99),
 )
 def test_crop_and_flip_equals_a_loop(n, channels, height, width, padding, seed):
-    """Each image is one of the crops of its padded self, mirrored or not: the one that the generator's numbers say."""
+    """Each image is the crop of its padded self, mirrored or not, that the random numbers name."""
     images = torch.rand(n, channels, height, width, generator=torch.Generator().manual_seed(seed))
     ours = crop_and_flip(images, torch.Generator().manual_seed(seed), padding)
     assert ours.shape == images.shape

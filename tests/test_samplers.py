@@ -1,7 +1,8 @@
 """Which examples an iteration sees: against exact successive sampling, plain loops, and properties.
 
-The chi-square tests fail, if the sampler is right, with probability 1e-4 each. Their seeds are fixed: a green
-one stays green, and of the about thirty here one would have been red at first with probability 0.003.
+If the sampler is right, each chi-square test fails with probability 1e-4. Their seeds are fixed:
+a green one stays green, and with probability 0.003 one of the about thirty here would have been red
+at first.
 """
 
 import io
@@ -31,8 +32,9 @@ def with_weights(sampler, weights):
 
 
 def set_probabilities(log_weights, k):
-    """Successive sampling, enumerated: the probability of each set of k, by summing over the orders of drawing it."""
-    n, law = len(log_weights), {}
+    """The probability of each set of k in successive sampling: the sum over the orders of a set."""
+    n = len(log_weights)
+    law = {}
     for order in itertools.permutations(range(n), k):
         left, log_p = list(range(n)), 0.0
         for i in order:
@@ -48,7 +50,7 @@ def set_probabilities(log_weights, k):
 
 
 def chi_square(counts, law):
-    """The p-value of these counts under this law; cells that expect fewer than 5 are put together."""
+    """The p-value of these counts under this law; cells that expect fewer than 5 are merged."""
     stats = pytest.importorskip("scipy.stats")
     draws = sum(counts.values())
     assert not set(counts) - set(law)
@@ -120,7 +122,7 @@ def test_law_with_classes_and_a_temperature(tree):
 @pytest.mark.parametrize("shift", [0.0, 12.0], ids=["sums have fallen", "sums have risen"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_law_across_the_groups_and_levels_of_the_tree(k, shift):
-    """Six examples that count, in groups of a tree of 300 that only a right walk finds, after much going up and down."""
+    """Six examples that count, far apart in a tree of 300, after many updates up and down."""
     places, weights = [0, 31, 32, 100, 170, 299], [0.0, 1.0, -1.0, 2.0, 0.5, 1.5]
     sampler = CaseSampler(torch.zeros(300, dtype=torch.long), k, temperature=1.0, tree=True, seed=3)
     generator = torch.Generator().manual_seed(0)
@@ -169,7 +171,7 @@ def test_the_order_within_a_batch_says_nothing(tree):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_both_forms_have_one_law(seed):
-    """Inclusion frequencies of an example in batches of sort and of tree: z-scores of 40, Bonferroni at 1e-4."""
+    """How often an example is drawn by sort and by tree: z-scores of 40, Bonferroni at 1e-4."""
     stats = pytest.importorskip("scipy.stats")
     weights, draws = torch.linspace(-3, 3, 40), 2500
     labels = torch.arange(40) % 3
@@ -191,7 +193,10 @@ def test_both_forms_have_one_law(seed):
 
 
 def quotas_by_loop(counts, k):
-    """Hand the batch out one by one, each to the class that has least and is not exhausted; (quotas, remainder's classes)."""
+    """Hand the places out one by one, each to the class that has fewest and is not exhausted.
+
+    Returns the quotas, the remainder, and the classes that share it.
+    """
     quotas, first = [0] * len(counts), None
     while True:
         free = [c for c in range(len(counts)) if quotas[c] < counts[c]]
@@ -211,7 +216,7 @@ def quotas_by_loop(counts, k):
 @example(counts=[1, 1, 9, 9, 9], share=0.5, tree=True)
 @example(counts=[3], share=1.0, tree=True)
 def test_balance(counts, share, tree):
-    """Exact to one a class in a batch, exact in total over as many batches as classes share the remainder."""
+    """Exact to one a class in a batch, and exact over as many batches as share the remainder."""
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
     k = max(1, round(share * len(labels)))
@@ -235,7 +240,7 @@ def test_balance(counts, share, tree):
 
 
 def test_the_paper_s_balance():
-    """128 over ten classes: 12 or 13 a class, 1280 over ten batches are 128 each, in any ten in a row."""
+    """128 over ten classes: 12 or 13 a class, and 128 a class in any ten batches in a row."""
     labels = torch.arange(2000) % 10
     sampler = CaseSampler(labels, 128)
     each = torch.stack([torch.bincount(labels[sampler.draw()], minlength=10) for _ in range(33)])
@@ -456,7 +461,7 @@ def test_uniform_is_uniform():
 
 
 def test_case_sampler_sees_everything_once_before_anything_twice_while_all_are_right():
-    """w_0 = 1 ranks the unseen above the correct, whose gain is negative: nearly a first pass over the data."""
+    """w_0 = 1 ranks the unseen above the correct, whose gain is negative: nearly a first pass."""
     sampler = CaseSampler(torch.arange(400) % 10, 40, 0.0, temperature=0.05)
     seen = torch.cat(
         [
