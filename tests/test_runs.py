@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
+from catlib.files import write_whole
 from catlib.lab import runs
-from catlib.lab.runs import Trial, is_done, read_records, run, write_whole
+from catlib.lab.runs import Trial, is_done, read_records, run
 
 TINY = Trial(
     method="CAT",
