@@ -12,7 +12,9 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pytest
 
+from catlib import PGD
 from catlib.lab import background
+from catlib.lab.baselines import NFGSM
 from catlib.lab.figures import COLOURS
 from catlib.lab.panel import TrainingPanel, interactive
 from catlib.lab.runs import Trial, build_training
@@ -190,6 +192,29 @@ def test_alpha_and_epsilon_take_effect_at_the_next_iteration(panel):
     assert len(live.figure().axes[0].lines) == 2
     live.inputs["against"].value = "iteration"
     assert len(live.figure().axes[0].lines) > 2
+
+
+@pytest.mark.parametrize("crafting", ["pgd", "n-fgsm", "batch mean", "free"])
+def test_a_trial_keeps_its_own_attack(crafting):
+    """In the panel a trial trains as in a plain loop, also when it crafts by a cheap rival."""
+    trial = Trial(crafting=crafting, iterations=6, device="cpu", **QUICK)
+    live = TrainingPanel(trial)
+    live.run()
+    plain = list(build_training(trial))
+    assert [r.loss for r in live.records["CAT"]] == [r.loss for r in plain]
+    assert [r.passes for r in live.records["CAT"]] == [r.passes for r in plain]
+
+
+def test_a_live_setting_changes_the_attack_that_the_trial_has():
+    """Moving epsilon makes no PGD of an N-FGSM, and a compiled attack stays compiled."""
+    rival = Trial(crafting="n-fgsm", device="cpu", **QUICK)
+    training = build_training(rival)
+    TrainingPanel._apply(replace(rival, epsilon=0.3, step_size=0.2), training)
+    assert training.attack == NFGSM(0.3, 0.2)
+    compiled = Trial(compile=True, device="cpu", **QUICK)
+    training = build_training(compiled)
+    TrainingPanel._apply(replace(compiled, epsilon=0.3, steps=4), training)
+    assert training.attack == PGD(0.3, steps=4, compile=True)
 
 
 def test_the_sampling_number_waits_for_the_next_start(panel):
