@@ -356,7 +356,7 @@ def test_the_background_needs_no_widgets():
 
 
 def test_the_ipykernel_here_is_one_the_panel_was_tried_on():
-    """ipykernel changed three times how a click reaches Python; the panel wants a free main shell."""
+    """ipykernel changed three times how a click reaches Python: try a new version by hand."""
     major, minor = map(int, importlib.metadata.version("ipykernel").split(".")[:2])
     assert (6, 29) <= (major, minor) < (8, 0), (
         f"try tests/browser on ipykernel {major}.{minor}, then widen this range"

@@ -86,7 +86,7 @@ def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
 
 
 def test_an_id_is_stable_and_tells_settings_apart():
-    """The digest counts what is not a default: a new setting leaves the folders of old runs valid."""
+    """The digest counts what is not a default: a new setting leaves old folders valid."""
     assert Trial().id == "digits-cnn-CAT-k128-s0-44136fa3"
     assert (
         Trial(dataset="mnist", method="CAT", epsilon=0.1, seed=3).id
