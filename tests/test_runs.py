@@ -1,4 +1,4 @@
-"""What a run leaves behind: whole files, one meaning, and the same result however often it was killed."""
+"""What a run leaves behind: whole files, and the same result however often it was killed."""
 
 import ast
 import csv
@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
+from catlib.files import write_whole
 from catlib.lab import runs
-from catlib.lab.runs import Trial, is_done, read_records, run, write_whole
+from catlib.lab.runs import Trial, is_done, read_records, run
 
 TINY = Trial(
     method="CAT",
@@ -85,7 +86,7 @@ def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
 
 
 def test_an_id_is_stable_and_tells_settings_apart():
-    """The digest counts what is not a default, so that a new setting leaves the folders of old runs valid."""
+    """The digest counts what is not a default: a new setting leaves old folders valid."""
     assert Trial().id == "digits-cnn-CAT-k128-s0-44136fa3"
     assert (
         Trial(dataset="mnist", method="CAT", epsilon=0.1, seed=3).id
@@ -101,7 +102,10 @@ def test_an_id_is_stable_and_tells_settings_apart():
         {"method": "AT"},
     ]
     assert len({Trial(**settings).id for settings in different}) == len(different)
-    code = "from catlib.lab.runs import Trial; print(Trial(dataset='mnist', epsilon=0.3, temperature=2.0).id)"
+    code = (
+        "from catlib.lab.runs import Trial\n"
+        "print(Trial(dataset='mnist', epsilon=0.3, temperature=2.0).id)"
+    )
     again = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=runs.ROOT
     )
@@ -199,7 +203,7 @@ def test_a_write_cut_off_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
-# One process imports everything once; each attempt is a fork of it, which SIGKILL can hit at any moment.
+# One process imports everything once; each attempt is a fork of it, to be killed at any moment.
 DRIVER = textwrap.dedent("""
     import ast, os, signal, sys, time
     import torch
@@ -227,7 +231,7 @@ DRIVER = textwrap.dedent("""
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("method", ["CAT", pytest.param("AT", marks=pytest.mark.slow)])
 def test_killed_at_random_moments_ends_bit_identical(tmp_path, method, same):
-    """SIGKILL at ten moments: no file is ever half written, and the end is that of a run left alone."""
+    """SIGKILL at ten moments: no file is half written, and the end is that of a run left alone."""
     trial = Trial(
         method=method,
         seed=5,

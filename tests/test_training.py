@@ -1,4 +1,4 @@
-"""Protocol 1: it learns, it repeats itself, it goes on where it stopped, and it counts what it spends."""
+"""Protocol 1: it learns, repeats itself, goes on where it stopped, and counts what it spends."""
 
 import io
 import time
@@ -69,7 +69,10 @@ def through_a_file(state):
 
 @pytest.mark.parametrize("method", ["AT", "CAT"])
 def test_learns_to_be_robust(digits, classifier, method, device):
-    """From chance to at least 60 % of test digits standing at epsilon 0.1, where ordinary training has nearly none."""
+    """From chance to at least 60 % of test digits standing at epsilon 0.1.
+
+    Ordinary training leaves nearly none.
+    """
     sampler = (UniformSampler if method == "AT" else CaseSampler)(digits.y_train, 128, seed=0)
     training = Training(
         build_model("cnn", digits), digits, sampler, PGD(0.1, steps=5), iterations=80, device=device
@@ -171,7 +174,10 @@ def test_same_seed_same_run(digits, name, global_rng_untouched, same):
 
 
 def test_another_seed_another_run(digits):
-    """The same draws from the sampler, other random starts: on a CPU torch heeds only the last 32 bits of a seed."""
+    """The same draws from the sampler, other random starts.
+
+    On a CPU torch heeds only the last 32 bits of a seed.
+    """
     samplers = (UniformSampler(digits.y_train, 32, seed=1) for _ in range(2))
     a, b = (
         make(digits, sampler=sampler, attack=PGD(0.1, steps=0), seed=seed)
@@ -261,7 +267,10 @@ def test_resumed_on_the_other_form_of_the_sampler_keeps_the_weights(digits):
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_passes_are_counted_exactly(digits, attack, an_iteration):
-    """Images sent through the model: every step of every restart, its verdict, and the update; evaluation is not counted."""
+    """Images sent through the model: every step of every restart, its verdict, and the update.
+
+    Evaluation is not counted.
+    """
     training = make(
         digits,
         attack=attack,

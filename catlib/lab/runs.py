@@ -4,29 +4,33 @@
     folder = run(trial, "runs")          # runs/<trial.id>/: run.json, records.csv, checkpoint.pt
     table = read_records("runs")         # every record of every finished run, with its settings
 
-A run that was killed goes on from its last checkpoint when it is called again, and a finished one is not repeated.
+A run that was killed goes on from its last checkpoint when it is called again, and a finished one
+is not repeated.
 """
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 import catlib
 from catlib import (
     PGD,
     CaseSampler,
+    Data,
+    Record,
     Training,
     UniformSampler,
     accuracy,
@@ -35,23 +39,30 @@ from catlib import (
     load_data,
     robust_accuracy,
 )
-from catlib.data import ROOT
+
+from ..files import write_whole
+from ..training import choose_device
+from .baselines import NFGSM, BatchMean, FreeTraining
+from .paths import ROOT
 
 METHODS = ("AT", "CAT")
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "cyclic")
 CRAFTING = ("pgd", "n-fgsm", "free", "batch mean")
 UNIFORM = 1e12  # a temperature at which all weights count the same
 
 
-def _standardised(w: torch.Tensor) -> torch.Tensor:
+def _standardised(w: Tensor) -> Tensor:
     return (w - w.mean()) / w.std().clamp(min=1e-6)
 
 
-# how a weight w of Eq. 4 becomes the logarithm of a probability, up to a constant; None is w / temperature
-WEIGHTINGS: dict[str, Callable | None] = {
+# how a weight w of Eq. 4 becomes the logarithm of a probability, up to a constant;
+# None is w / temperature
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "power": None,
     "inverted": lambda w: -_standardised(w),
     "boundary": lambda w: -_standardised(w.abs()),
-    "softplus": lambda w: torch.nn.functional.softplus(w).clamp(min=1e-30).log(),
+    "softplus": lambda w: nn.functional.softplus(w).clamp(min=1e-30).log(),
     "clamp": lambda w: w.clamp(min=1e-3).log(),
     "rank": lambda w: (w.argsort().argsort() + 1.0).log(),
 }
@@ -61,14 +72,14 @@ WEIGHTINGS: dict[str, Callable | None] = {
 class Trial:
     """The settings of one run: plain values, so that papermill, JSON and a cluster can carry them.
 
-    ``method`` is "AT" (UniformSampler) or "CAT" (CaseSampler); what CAT alone uses is ignored by AT.
+    ``method`` is "AT" (UniformSampler) or "CAT" (CaseSampler). AT ignores what CAT alone uses.
     """
 
     dataset: str = "digits"
     model: str = "cnn"
     method: str = "CAT"
     seed: int = 0
-    iterations: int = 200
+    iterations: int | None = 200  # None goes on for ever
     sampling_number: int = 128
     train_size: int | None = None  # train on the first so many images alone
     # the sampler
@@ -86,7 +97,9 @@ class Trial:
     norm: str = "linf"
     batch_norm: str = "eval"
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
-    crafting: str = "pgd"  # or a cheap rival (catlib.lab.baselines): "n-fgsm"; "free", whose replays are ``steps``; or "batch mean"
+    # or a cheap rival of catlib.lab.baselines: "n-fgsm", "free" (``steps`` are its replays),
+    # "batch mean"
+    crafting: str = "pgd"
     # the update
     optimizer: str = "sgd"
     learning_rate: float = 0.05
@@ -99,40 +112,43 @@ class Trial:
     evaluation_steps: int = 20
     evaluation_epsilon: float | None = None  # None is that of training
     evaluation_rule: str = "sign"  # a rule of PGD, or "batch mean"
-    final_restarts: int = (
-        0  # PGD-20 with so many restarts on the whole test set at the end; 0 is none
-    )
+    # at the end, PGD-20 with so many restarts on the whole test set; 0 is none
+    final_restarts: int = 0
     final_size: int | None = None  # the first so many test images instead
     # the machine
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False
 
-    def __post_init__(self):
-        for name, allowed in (
-            ("method", METHODS),
-            ("weighting", tuple(WEIGHTINGS)),
-            ("optimizer", ("sgd", "adam")),
-            ("schedule", ("constant", "cyclic")),
-            ("crafting", CRAFTING),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}."
-                )
+    def __post_init__(self) -> None:
+        self._check_choice("method", METHODS)
+        self._check_choice("weighting", tuple(WEIGHTINGS))
+        self._check_choice("optimizer", OPTIMIZERS)
+        self._check_choice("schedule", SCHEDULES)
+        self._check_choice("crafting", CRAFTING)
+
+    def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
 
     @property
     def id(self) -> str:
-        """Readable beginning, then a digest of every setting that is not a default: new settings keep old ids."""
-        chosen = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if getattr(self, f.name) != f.default
-        }
+        """A readable beginning, then a digest of every setting that is not a default.
+
+        A setting that is added later, with its default, thus leaves the ids of old runs valid.
+        """
+        chosen = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                chosen[field.name] = value
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.dataset}-{self.model}-{self.method}-k{self.sampling_number}-s{self.seed}-{digest}"
+        beginning = f"{self.dataset}-{self.model}-{self.method}-k{self.sampling_number}"
+        return f"{beginning}-s{self.seed}-{digest}"
 
     def attack(self) -> PGD:
+        """The PGD of these settings; what training crafts with is :func:`training_attack`."""
         return PGD(
             self.epsilon,
             self.step_size,
@@ -143,12 +159,10 @@ class Trial:
             batch_norm=self.batch_norm,
         )
 
-    def judge(self, restarts: int = 1) -> Callable:
+    def judge(self, restarts: int = 1) -> PGD | BatchMean:
         """The attack of the evaluations."""
         epsilon = self.epsilon if self.evaluation_epsilon is None else self.evaluation_epsilon
         if self.evaluation_rule == "batch mean":
-            from .baselines import BatchMean
-
             return BatchMean(epsilon, self.evaluation_steps)
         return PGD(
             epsilon,
@@ -159,63 +173,23 @@ class Trial:
         )
 
 
+# ---- from a trial to its Training ----
+
+
 def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """The Training that a trial describes, before its first iteration."""
-    device = (
-        ("cuda" if torch.cuda.is_available() else "cpu") if trial.device == "auto" else trial.device
-    )
-    data = load_data(trial.dataset).to(device)
-    data = replace(
-        data, x_train=data.x_train[: trial.train_size], y_train=data.y_train[: trial.train_size]
-    )
+    device = choose_device(trial.device)
+    data = _first_images(load_data(trial.dataset).to(device), trial.train_size)
     model = build_model(trial.model, data, seed=trial.seed).to(device)
-    if trial.method == "AT":
-        sampler = UniformSampler(data.y_train, trial.sampling_number, seed=trial.seed)
-    else:
-        sampler = CaseSampler(
-            data.y_train,
-            trial.sampling_number,
-            trial.alpha,
-            class_balanced=trial.class_balanced,
-            temperature=UNIFORM if trial.warm_up else trial.temperature,
-            log_weight=WEIGHTINGS[trial.weighting],
-            seed=trial.seed,
-        )
-    if trial.optimizer == "sgd":
-        optimizer = torch.optim.SGD(
-            model.parameters(), trial.learning_rate, momentum=0.9, weight_decay=trial.weight_decay
-        )
-    else:
-        optimizer = torch.optim.Adam(
-            model.parameters(), trial.learning_rate, weight_decay=trial.weight_decay
-        )
-    scheduler = None
-    if trial.schedule == "cyclic":
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            trial.learning_rate,
-            trial.iterations,
-            pct_start=0.3,
-            anneal_strategy="linear",
-            cycle_momentum=False,
-        )
-    kind, attack = Training, trial.attack()
-    if trial.crafting != "pgd":
-        from .baselines import NFGSM, BatchMean, FreeTraining
-
-        kind = FreeTraining if trial.crafting == "free" else Training
-        attack = {
-            "free": attack,
-            "n-fgsm": NFGSM(trial.epsilon, trial.step_size or trial.epsilon),
-            "batch mean": BatchMean(trial.epsilon, trial.steps),
-        }[trial.crafting]
+    optimizer = _build_optimizer(trial, model)
+    kind = FreeTraining if trial.crafting == "free" else Training
     return kind(
         model,
         data,
-        sampler,
-        attack,
+        _build_sampler(trial, data.y_train),
+        training_attack(trial),
         optimizer,
-        scheduler=scheduler,
+        scheduler=_build_scheduler(trial, optimizer),
         iterations=trial.iterations,
         evaluate_every=trial.evaluate_every,
         evaluation_size=trial.evaluation_size,
@@ -229,9 +203,69 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
     )
 
 
-def records_of(trial: Trial, training: Training):
-    """The training's records, with what the trial changes on the way: a growing epsilon, the end of a warm-up."""
-    attack = training.attack
+def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean:
+    """The attack that a trial trains with: its PGD, or the rival that ``crafting`` names."""
+    if trial.crafting == "n-fgsm":
+        return NFGSM(trial.epsilon, trial.step_size or trial.epsilon)
+    if trial.crafting == "batch mean":
+        return BatchMean(trial.epsilon, trial.steps)
+    return replace(trial.attack(), compile=trial.compile)
+
+
+def _first_images(data: Data, train_size: int | None) -> Data:
+    return replace(data, x_train=data.x_train[:train_size], y_train=data.y_train[:train_size])
+
+
+def _build_sampler(trial: Trial, labels: Tensor) -> UniformSampler | CaseSampler:
+    if trial.method == "AT":
+        return UniformSampler(labels, trial.sampling_number, seed=trial.seed)
+    return CaseSampler(
+        labels,
+        trial.sampling_number,
+        trial.alpha,
+        class_balanced=trial.class_balanced,
+        temperature=UNIFORM if trial.warm_up else trial.temperature,
+        log_weight=WEIGHTINGS[trial.weighting],
+        seed=trial.seed,
+    )
+
+
+def _build_optimizer(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
+    if trial.optimizer == "adam":
+        return torch.optim.Adam(
+            model.parameters(),
+            lr=trial.learning_rate,
+            weight_decay=trial.weight_decay,
+        )
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=trial.learning_rate,
+        momentum=0.9,
+        weight_decay=trial.weight_decay,
+    )
+
+
+def _build_scheduler(
+    trial: Trial, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    if trial.schedule == "constant":
+        return None
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        trial.learning_rate,
+        trial.iterations,
+        pct_start=0.3,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+    )
+
+
+def records_of(trial: Trial, training: Training) -> Iterator[Record]:
+    """The training's records, with what the trial changes on the way.
+
+    That is an epsilon that grows, and the end of a warm-up of the sampler.
+    """
+    attack: Any = training.attack
     while trial.iterations is None or training.iteration < trial.iterations:
         if trial.epsilon_warm_up:
             grown = min(1.0, (training.iteration + 1) / trial.epsilon_warm_up)
@@ -243,139 +277,179 @@ def records_of(trial: Trial, training: Training):
         yield next(training)
 
 
+# ---- a run on disk ----
+
+
 def run(
     trial: Trial,
     root: str | Path = "runs",
     *,
     progress: bool = False,
-    observe: Callable | None = None,
+    observe: Callable[[Training, Record], object] | None = None,
 ) -> Path:
-    """Run a trial to its end, from its last checkpoint if there is one; the folder ``root/<trial.id>``.
+    """Run a trial to its end, from its last checkpoint if there is one.
 
     Args:
-        observe: called as ``observe(training, record)`` after every iteration; what it keeps is its own affair.
+        trial: the settings.
+        root: the folder of all runs; this one's is ``root/<trial.id>``.
+        progress: show a tqdm bar.
+        observe: called as ``observe(training, record)`` after every iteration. What it stores
+            itself is not part of the checkpoint.
 
-    Raises: ValueError: the folder's checkpoint cannot be read; the message says what to do.
+    Returns:
+        The run's folder.
+
+    Raises:
+        ValueError: the folder's checkpoint cannot be read; the message says what to do.
     """
     folder = Path(root) / trial.id
     if is_done(folder):
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in folder.glob(".*"):  # what a killed process was writing
-        part.unlink()
+    _open_folder(folder)
     training = build_training(trial, progress=progress)
-    records, wall = [], 0.0
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        try:
-            state = torch.load(checkpoint, weights_only=True, map_location=training.device)
-        except Exception as error:
-            raise ValueError(
-                f"{checkpoint} cannot be read ({error}). Delete the folder {folder} to begin this run anew."
-            ) from error
-        training.load_state_dict(state["training"])
-        records, wall = state["records"], state["wall_seconds"]
-    started = time.perf_counter() - wall
+    history = _resume(folder, training)
     write_json(folder / "run.json", {"status": "running", **provenance(trial, training)})
     for record in records_of(trial, training):
         if record.accuracy is not None:
-            batch = training.batch
-            right = (
-                (batch.logits.argmax(1) == batch.labels).double().mean().item()
-            )  # before the update
-            records.append({**asdict(record), "batch_accuracy": right})
-            wall = time.perf_counter() - started
-            state = {"training": training.state_dict(), "records": records, "wall_seconds": wall}
-            # the checkpoint last: a run that is killed in between goes on from the one before, and writes both again
-            write_whole(folder / "records.csv", pd.DataFrame(records).to_csv(index=False).encode())
-            write_whole(checkpoint, lambda path, state=state: torch.save(state, path))
-        if observe:
+            history.add(record, training)
+            history.save(folder, training)
+        if observe is not None:
             observe(training, record)
+    _finish(folder, trial, training, history)
+    return folder
+
+
+class _History:
+    """What a run has so far besides its Training: the evaluated records and the wall-clock time."""
+
+    def __init__(self, records: list[dict[str, Any]], wall_seconds: float):
+        self.records = records
+        self._started = time.perf_counter() - wall_seconds
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since the run began, all its stretches together."""
+        return time.perf_counter() - self._started
+
+    def add(self, record: Record, training: Training) -> None:
+        batch = training.batch
+        assert batch is not None, "a record comes with its batch"
+        right = batch.logits.argmax(1) == batch.labels  # before the update
+        batch_accuracy = right.double().mean().item()
+        self.records.append({**asdict(record), "batch_accuracy": batch_accuracy})
+
+    def save(self, folder: Path, training: Training) -> None:
+        """Write records.csv and checkpoint.pt.
+
+        The checkpoint comes last: a run that is killed between the two files goes on from the
+        checkpoint before, and writes both again.
+        """
+        state = {
+            "training": training.state_dict(),
+            "records": self.records,
+            "wall_seconds": self.wall_seconds,
+        }
+
+        def save_state(path: Path) -> None:
+            torch.save(state, path)
+
+        table = pd.DataFrame(self.records)
+        write_whole(folder / "records.csv", table.to_csv(index=False).encode())
+        write_whole(folder / "checkpoint.pt", save_state)
+
+
+def _open_folder(folder: Path) -> None:
+    """Make the folder, and remove what a killed process was writing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob(".*"):
+        part.unlink()
+
+
+def _resume(folder: Path, training: Training) -> _History:
+    """Load the folder's checkpoint into the training, if there is one."""
+    checkpoint = folder / "checkpoint.pt"
+    if not checkpoint.exists():
+        return _History(records=[], wall_seconds=0.0)
+    try:
+        state = torch.load(checkpoint, weights_only=True, map_location=training.device)
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise ValueError(
+            f"{checkpoint} cannot be read ({error}). "
+            f"Delete the folder {folder} to begin this run anew."
+        ) from error
+    training.load_state_dict(state["training"])
+    return _History(state["records"], state["wall_seconds"])
+
+
+def _finish(folder: Path, trial: Trial, training: Training, history: _History) -> None:
+    """Judge the final model if the trial asks for it, and write that the run is done."""
     final = {}
     if trial.final_restarts:
         images, labels = training.data.test(slice(trial.final_size))
         judge = trial.judge(trial.final_restarts)
-        final = {
-            "accuracy": accuracy(training.model, images, labels),
-            "robust_accuracy": robust_accuracy(training.model, images, labels, judge),
-        }
-    wall = time.perf_counter() - started
-    write_json(
-        folder / "run.json",
-        {"status": "done", **provenance(trial, training), "wall_seconds": wall, "final": final},
-    )
-    return folder
+        final["accuracy"] = accuracy(training.model, images, labels)
+        final["robust_accuracy"] = robust_accuracy(training.model, images, labels, judge)
+    info = {
+        "status": "done",
+        **provenance(trial, training),
+        "wall_seconds": history.wall_seconds,
+        "final": final,
+    }
+    write_json(folder / "run.json", info)
 
 
-def is_done(folder: Path) -> bool:
-    """A run counts as done only by what its run.json says, which is written last."""
+def is_done(folder: str | Path) -> bool:
+    """Whether a run is finished. Its run.json alone says so, and is written last."""
     path = Path(folder) / "run.json"
     return path.exists() and json.loads(path.read_text())["status"] == "done"
 
 
-def provenance(trial: Trial, training: Training) -> dict:
-    """What one must know to believe a number: settings, versions, device, revision of the code, time."""
-    device = (
-        torch.cuda.get_device_name(training.device)
-        if training.device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
+def provenance(trial: Trial, training: Training) -> dict[str, Any]:
+    """What one must know to believe a number: settings, versions, device, code revision, time."""
+    versions = {"python": platform.python_version(), "catlib": catlib.__version__}
+    for name in ("torch", "torchvision", "numpy"):
+        versions[name] = version(name)
     return {
         "id": trial.id,
         "trial": asdict(trial),
-        "device": f"{training.device.type}: {device}",
+        "device": f"{training.device.type}: {_device_name(training.device)}",
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "catlib": catlib.__version__,
-            **{name: version(name) for name in ("torch", "torchvision", "numpy")},
-        },
+        "versions": versions,
         "revision": revision(),
         "command": " ".join(sys.argv),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
 def revision() -> str:
-    """The commit of the code, marked when the tree differs from it; "unknown" outside a git checkout."""
+    """The commit of the code, marked "-dirty" when files differ; "unknown" outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return answer.stdout.strip()
 
 
 def read_records(root: str | Path = "runs") -> pd.DataFrame:
-    """Every record of every finished run below a folder, one row each, with the run's id and settings as columns."""
+    """Every record of every finished run in a folder, with the run's id and settings as columns."""
     tables = []
     for path in sorted(Path(root).glob("*/run.json")):
-        if is_done(path.parent):
-            info = json.loads(path.read_text())
-            tables.append(
-                pd.read_csv(path.parent / "records.csv").assign(id=info["id"], **info["trial"])
-            )
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        if not is_done(path.parent):
+            continue
+        info = json.loads(path.read_text())
+        records = pd.read_csv(path.parent / "records.csv")
+        tables.append(records.assign(id=info["id"], **info["trial"]))
+    if not tables:
+        return pd.DataFrame()
+    return pd.concat(tables, ignore_index=True)
 
 
-def write_whole(path: Path, content: bytes | Callable[[Path], None]) -> None:
-    """Write a file so that whoever reads it finds the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if callable(content):
-            content(temporary)
-        else:
-            temporary.write_bytes(content)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=1).encode())
