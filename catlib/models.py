@@ -225,5 +225,9 @@ def _check_logits(logits: object, count: int, classes: int, name: str) -> None:
 
 
 def _kind(value: object) -> str:
-    """What a value is, for a message: "None", "a str"."""
-    return "None" if value is None else f"a {type(value).__name__}"
+    """What a value is, for a message: "None", "a str", "an int"."""
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    article = "an" if kind[0] in "aeiou" else "a"
+    return f"{article} {kind}"
