@@ -1,9 +1,13 @@
-"""What is trained: two classifiers that take images in [0, 1] and normalise them inside."""
+"""What is trained: two classifiers that take images in [0, 1] and normalise them inside.
+
+A model of one's own is named ``module:function`` wherever one of these is.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from .data import Data
+from .own import own_model
 
 MODELS = ("cnn", "resnet18")
 
@@ -32,14 +36,22 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
     Args:
         name: "cnn", two strided convolutions and two linear layers; or "resnet18", torchvision's
             (He et al., CVPR 2016), whose first layers are one 3x3 convolution without pooling, as
-            images of 28 and 32 pixels need.
+            images of 28 and 32 pixels need; or "module:function", a model of your own: the
+            function is called with ``data`` and returns the model. Its module may lie in the
+            current folder.
         data: gives the number of classes, the size of an image, and the mean and standard deviation
             of each channel.
         seed: of the initial weights; torch's global random state is left alone.
-    Raises: ValueError: an unknown name.
+    Raises: ValueError: an unknown name, or a model of your own that cannot be used; the message
+        says what is wrong with it.
     """
+    if isinstance(name, str) and ":" in name:
+        return own_model(name, data, seed)
     if name not in MODELS:
-        raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}.")
+        raise ValueError(
+            f"model is {name!r}; it must be one of {', '.join(MODELS)}, "
+            "or module:function for a model of your own."
+        )
     _, channels, height, width = data.x_train.shape
     # some thousand images, evenly spaced, give mean and deviation to three digits
     sample = data.x_train[:: max(1, len(data.x_train) // 5000)].cpu().float().div_(255)
