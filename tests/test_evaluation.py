@@ -64,7 +64,10 @@ def test_robust_accuracy_equals_a_loop(classifier, digits, batch_size):
 
 
 def test_robust_accuracy_agrees_with_an_independent_attack(classifier, digits):
-    """torchattacks, judged by its last iterate alone, may leave a few standing that our iterates break, not the reverse."""
+    """torchattacks is judged by its last iterate alone.
+
+    So it may leave a few images standing that one of our iterates breaks, but not the reverse.
+    """
     torchattacks = pytest.importorskip("torchattacks")
     images, labels = digits.test()
     attack = torchattacks.PGD(classifier, eps=0.08, alpha=0.02, steps=10)
