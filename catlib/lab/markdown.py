@@ -1,4 +1,4 @@
-"""Two small tools for generated Markdown: a table, and the replacement of a marked part of a text."""
+"""Generated Markdown: a table, and the replacement of the part of a text between two markers."""
 
 import re
 
