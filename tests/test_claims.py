@@ -1,4 +1,4 @@
-"""Every number on the claims page and in the README is recomputed from the tables, by plain means."""
+"""Every number on the claims page and in the README is recomputed from the tables, plainly."""
 
 import re
 from itertools import pairwise
