@@ -1,4 +1,4 @@
-"""Every number on the claims page and in the README comes from the tables: recomputed here, by other means."""
+"""Every number on the claims page and in the README is recomputed from the tables, plainly."""
 
 import re
 from itertools import pairwise
@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from catlib.lab import claims, study
-from catlib.lab.figures import PAPER
+from catlib.lab import claims, compare, pages, summaries
+from catlib.lab.paper import PAPER
+from catlib.lab.paths import README, RESULTS
 
-TABLES = claims.load_tables(study.RESULTS)
+TABLES = summaries.load_tables(RESULTS)
 measured = pytest.mark.skipif(
     not TABLES, reason="no table of the study is there: make study PROFILE=cpu"
 )
@@ -39,9 +40,8 @@ def ratios(table, baseline, arm, metric, level, cost):
 
 @measured
 def test_the_pages_are_those_that_the_tables_give():
-    readme = claims.README.read_text(encoding="utf-8")
-    for name, text in claims.pages(study.RESULTS, readme).items():
-        path = claims.README if name.startswith("..") else study.RESULTS / name
+    readme = README.read_text(encoding="utf-8")
+    for path, text in pages.pages(RESULTS, readme).items():
         assert path.read_text(encoding="utf-8") == text, (
             f"{path.name} is not up to date: python -m catlib.lab.study page"
         )
@@ -49,7 +49,7 @@ def test_the_pages_are_those_that_the_tables_give():
 
 @measured
 def test_every_ratio_of_the_summary_is_recomputed_from_the_records():
-    summary = pd.read_csv(study.RESULTS / "summary.csv", comment="#")
+    summary = pd.read_csv(RESULTS / "summary.csv", comment="#")
     assert len(summary)
     for row in summary.itertuples():
         table = TABLES[row.table]
@@ -67,7 +67,7 @@ def test_every_ratio_of_the_summary_is_recomputed_from_the_records():
 @measured
 def test_the_intervals_are_those_of_an_exact_bootstrap():
     """With at most five pairs all resamples can be counted: n^n of them."""
-    summary = pd.read_csv(study.RESULTS / "summary.csv", comment="#")
+    summary = pd.read_csv(RESULTS / "summary.csv", comment="#")
     checked = 0
     for row in summary[(summary.cost == "iteration") & summary.pairs.between(2, 5)].itertuples():
         table = TABLES[row.table]
@@ -90,7 +90,7 @@ def test_the_intervals_are_those_of_an_exact_bootstrap():
 
 @measured
 def test_where_each_arm_stood_at_the_end_is_recomputed():
-    final = pd.read_csv(study.RESULTS / "final.csv", comment="#")
+    final = pd.read_csv(RESULTS / "final.csv", comment="#")
     for row in final.itertuples():
         table = TABLES[row.table]
         if row.sampling_number == row.sampling_number:
@@ -111,10 +111,11 @@ def test_where_each_arm_stood_at_the_end_is_recomputed():
 
 @measured
 def test_the_cells_of_tables_1_and_2_are_recomputed():
-    """The iterations and the ratio in each cell of the page and of the README, parsed from the text."""
-    page = claims.claims_page(TABLES)
+    """The iterations and the ratio in each cell of the page, parsed from the text."""
+    page = pages.claims_page(TABLES)
     pattern = re.compile(
-        r"Table (\d)([ab]): (\d+) % (\S+ ?\S*) \| AT (\d+), CAT (\d+) ticks: ([\d.]+) \| (.*?) \| "
+        r"Table (\d)([ab]): (\d+) % (\S+ ?\S*) \| "
+        r"AT (\d+), CAT (\d+) ticks: ([\d.]+) \| (.*?) \| "
     )
     rows = pattern.findall(page)
     assert len(rows) == 15
@@ -135,7 +136,8 @@ def test_the_cells_of_tables_1_and_2_are_recomputed():
         assert float(printed) == pytest.approx(times[0] / times[1], abs=0.006)
         for part in ours.split("<br>"):
             match = re.match(
-                r"(.*?): AT (\d+) iterations, CAT (\d+) iterations \((\d)/\d and (\d)/\d seeds\): ([\d.]+)",
+                r"(.*?): AT (\d+) iterations, CAT (\d+) iterations "
+                r"\((\d)/\d and (\d)/\d seeds\): ([\d.]+)",
                 part,
             )
             if match:
@@ -143,10 +145,10 @@ def test_the_cells_of_tables_1_and_2_are_recomputed():
                     name
                     for name in TABLES
                     if "_tables" in name
-                    and claims.label(name) == match[1]
+                    and pages.label(name) == match[1]
                     and any(
                         name in claim.tables
-                        for claim in claims.table_claims()
+                        for claim in claims.cell_claims()
                         if claim.text.startswith(f"Table {number}")
                     )
                 )
@@ -173,7 +175,7 @@ def test_the_difference_at_the_end_in_the_verdict_is_recomputed():
     """By PGD-20 with restarts, CAT - AT in points, paired by seed."""
     said = re.findall(
         r"robust accuracy differs by ([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\] points",
-        claims.verdict(TABLES),
+        pages.findings(TABLES),
     )
     there = [name for name in ("cpu_mnist_tables", "cpu_mnist_tables_0.3") if name in TABLES]
     assert len(said) == len(there) > 0
@@ -193,11 +195,11 @@ def test_the_difference_at_the_end_in_the_verdict_is_recomputed():
 
 
 def test_every_claim_has_a_row_and_an_open_one_the_command_that_fills_it():
-    page = claims.claims_page(TABLES)
-    for claim in claims.claims():
+    page = pages.claims_page(TABLES)
+    for claim in claims.all_claims():
         assert f"| {claim.text} | {claim.paper} |" in page
         for name in claim.tables:
-            piece = claims.piece_of(name)
+            piece = summaries.piece_of(name)
             assert name in TABLES or piece.command in page
     for name in re.findall(r"\*\*open\*\*.*?: \[`(\S+?)`\]", page):
         assert f"- `{name}`." in page
@@ -229,40 +231,39 @@ def records(at, cat, seeds=5):
     [(100, 50, "CAT faster"), (50, 100, "CAT slower"), (100, 100, "no difference shown")],
 )
 def test_a_verdict_follows_the_numbers(at, cat, said):
-    _, judged = claims.cell("robust_accuracy", 50, 2.0)(records(at, cat), "")
-    assert judged.startswith(said)
-    sentence = claims.verdict({"cpu_mnist_tables": records(at, cat)})
+    cell = claims.cell(records(at, cat), None, "robust_accuracy", 50, 2.0)
+    assert cell.verdict.startswith(said)
+    sentence = pages.findings({"cpu_mnist_tables": records(at, cat)})
     assert {"CAT faster": "fewer iterations", "CAT slower": "more iterations"}.get(
         said, "no difference"
     ) in sentence
 
 
 def test_two_seeds_prove_nothing_and_three_little():
-    cell = claims.cell("robust_accuracy", 50, 2.0)
-    assert cell(records(100, 50, seeds=2), "")[1] == "too few seeds to say"
-    assert "a lead, no proof" in cell(records(100, 50, seeds=3), "")[1]
+    two, three = (records(100, 50, seeds=seeds) for seeds in (2, 3))
+    assert claims.cell(two, None, "robust_accuracy", 50, 2.0).verdict == "too few seeds to say"
+    assert "a lead, no proof" in claims.cell(three, None, "robust_accuracy", 50, 2.0).verdict
 
 
 def test_a_changed_number_in_a_table_changes_the_page():
     slow, fast = ({"cpu_mnist_tables": records(100, cat)} for cat in (90, 50))
-    assert claims.claims_page(slow) != claims.claims_page(fast)
-    assert claims.readme_results(slow) != claims.readme_results(fast)
-
-
-def test_text_between_markers_is_replaced_and_nothing_else():
-    text = "a\n<!-- results -->\nold\n<!-- /results -->\nb\n"
-    assert (
-        claims.between(text, "results", "new\n")
-        == "a\n<!-- results -->\nnew\n<!-- /results -->\nb\n"
-    )
-    assert claims.between(text, "verdict", "new") == text
+    assert pages.claims_page(slow) != pages.claims_page(fast)
+    assert pages.readme_results(slow) != pages.readme_results(fast)
 
 
 def test_the_audit_counts_within_the_printed_iterations_alone():
     table = records(100, 70).assign(robust_accuracy=lambda t: t.robust_accuracy + 0.35)
-    rows = claims.audit(table, "cpu_mnist_audit").set_index(["arm", "level"])
+    rows = compare.audit(table, "mnist").set_index(["arm", "level"])
     assert rows.loc[("AT", 90), "iterations"] == 84
     assert rows.loc[("CAT", 90), "iterations"] == 73
     assert not rows.loc[("AT", 90), "reached on test"]
     assert rows.loc[("CAT", 90), "reached on test"]
     assert not rows.loc[("CAT", 90), "reached in training"]
+
+
+def test_every_claim_names_a_measure_and_says_what_it_found():
+    """A claim names a function, and a macro of the same name says its numbers."""
+    macros = pages.templates().get_template("measures.j2").module
+    for claim in claims.all_claims():
+        assert claim.measure in claims.MEASURES
+        assert hasattr(macros, claim.measure)

@@ -637,7 +637,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--list", action="store_true", help="show the pieces and what is done")
     options = parser.parse_args(arguments)
     if options.what == "page":
-        from .claims import write_pages
+        from .pages import write_pages
 
         write_pages(options.results or RESULTS)
     elif options.list:
