@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from catlib.lab import claims, study
+from catlib.lab import claims
 from catlib.lab.figures import PAPER
+from catlib.lab.paths import RESULTS
 
-TABLES = claims.load_tables(study.RESULTS)
+TABLES = claims.load_tables(RESULTS)
 measured = pytest.mark.skipif(
     not TABLES, reason="no table of the study is there: make study PROFILE=cpu"
 )
@@ -40,16 +41,16 @@ def ratios(table, baseline, arm, metric, level, cost):
 @measured
 def test_the_pages_are_those_that_the_tables_give():
     readme = claims.README.read_text(encoding="utf-8")
-    for name, text in claims.pages(study.RESULTS, readme).items():
-        path = claims.README if name.startswith("..") else study.RESULTS / name
+    for name, text in claims.pages(RESULTS, readme).items():
+        path = claims.README if name.startswith("..") else RESULTS / name
         assert path.read_text(encoding="utf-8") == text, (
-            f"{path.name} is not up to date: python -m catlib.lab.study page"
+            f"{path.name} is not up to date: python -m catlib.lab pages"
         )
 
 
 @measured
 def test_every_ratio_of_the_summary_is_recomputed_from_the_records():
-    summary = pd.read_csv(study.RESULTS / "summary.csv", comment="#")
+    summary = pd.read_csv(RESULTS / "summary.csv", comment="#")
     assert len(summary)
     for row in summary.itertuples():
         table = TABLES[row.table]
@@ -67,7 +68,7 @@ def test_every_ratio_of_the_summary_is_recomputed_from_the_records():
 @measured
 def test_the_intervals_are_those_of_an_exact_bootstrap():
     """With at most five pairs all resamples can be counted: n^n of them."""
-    summary = pd.read_csv(study.RESULTS / "summary.csv", comment="#")
+    summary = pd.read_csv(RESULTS / "summary.csv", comment="#")
     checked = 0
     for row in summary[(summary.cost == "iteration") & summary.pairs.between(2, 5)].itertuples():
         table = TABLES[row.table]
@@ -90,7 +91,7 @@ def test_the_intervals_are_those_of_an_exact_bootstrap():
 
 @measured
 def test_where_each_arm_stood_at_the_end_is_recomputed():
-    final = pd.read_csv(study.RESULTS / "final.csv", comment="#")
+    final = pd.read_csv(RESULTS / "final.csv", comment="#")
     for row in final.itertuples():
         table = TABLES[row.table]
         if row.sampling_number == row.sampling_number:

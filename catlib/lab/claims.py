@@ -1,6 +1,6 @@
 """The claims of the paper beside what was measured: computed from the tables of the study, and written as pages.
 
-    python -m catlib.lab.study page    # data/results/{summary,final}.csv, data/results/README.md, the README's results
+    python -m catlib.lab pages    # data/results/{summary,final}.csv, data/results/README.md, the README's results
 
 Nothing here is typed by hand but the paper's own words and numbers. A claim whose table is missing is open, and
 its row names the piece, hence the command, that fills it.
@@ -31,8 +31,9 @@ from .figures import (
     speed_table,
     use_style,
 )
+from .paths import RESULTS
 from .runs import write_whole
-from .study import RESULTS, Piece, pieces_of, profiles
+from .study.plan import Piece, pieces_of, profiles
 
 README = ROOT / "README.md"
 KEYS = ["table", "sampling_number", "baseline", "arm"]
@@ -841,7 +842,7 @@ def claims_page(tables: Tables) -> str:
     ]
     parts = [
         "# What the paper claims, and what was measured\n",
-        "<!-- written by `python -m catlib.lab.study page` from the tables in this folder; do not edit -->\n",
+        "<!-- written by `python -m catlib.lab pages` from the tables in this folder; do not edit -->\n",
         verdict(tables) + "\n",
         HOW_TO_READ,
         "## Claim by claim\n",
@@ -1022,7 +1023,7 @@ def pages(results: Path, readme: str) -> dict[str, str]:
         ),
     }
     texts = {
-        name: f"# {about}\n# command: python -m catlib.lab.study page\n"
+        name: f"# {about}\n# command: python -m catlib.lab pages\n"
         + table.to_csv(index=False, lineterminator="\n")
         for name, (table, about) in csv.items()
     }
