@@ -43,7 +43,7 @@ def test_the_pages_are_those_that_the_tables_give():
     readme = README.read_text(encoding="utf-8")
     for path, text in pages.pages(RESULTS, readme).items():
         assert path.read_text(encoding="utf-8") == text, (
-            f"{path.name} is not up to date: python -m catlib.lab.study page"
+            f"{path.name} is not up to date: python -m catlib.lab pages"
         )
 
 

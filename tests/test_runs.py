@@ -17,6 +17,7 @@ import torch
 
 from catlib.files import write_whole
 from catlib.lab import runs
+from catlib.lab.paths import ROOT
 from catlib.lab.runs import Trial, is_done, read_records, run
 
 TINY = Trial(
@@ -107,7 +108,7 @@ def test_an_id_is_stable_and_tells_settings_apart():
         "print(Trial(dataset='mnist', epsilon=0.3, temperature=2.0).id)"
     )
     again = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=runs.ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert again.stdout.strip() == Trial(dataset="mnist", epsilon=0.3, temperature=2.0).id
 
@@ -246,7 +247,7 @@ def test_killed_at_random_moments_ends_bit_identical(tmp_path, method, same):
         augment=True,
     )
     settings = {name: getattr(trial, name) for name in trial.__dataclass_fields__}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER],
         stdin=subprocess.PIPE,

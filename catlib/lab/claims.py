@@ -15,7 +15,7 @@ import pandas as pd
 from . import compare
 from .compare import Estimate, difference, ends, faster, judged, overall, ratio, speed_table
 from .paper import PAPER, paper_table
-from .study import Piece
+from .study.plan import Piece
 from .summaries import Tables, piece_of
 
 CONFIGURATION = Path(__file__).with_name("claims.toml")

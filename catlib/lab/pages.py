@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from ..files import write_whole
 from . import claims, markdown
 from .claims import Answer, Claim, final_metric, first_there, levels_of, tables_of
 from .compare import (
@@ -29,8 +30,7 @@ from .compare import (
 from .figures import COLOURS, curves, use_style
 from .paper import paper_table
 from .paths import DOCS, README, RESULTS, ROOT
-from .runs import write_whole
-from .study import Piece
+from .study.plan import Piece
 from .summaries import Tables, all_pieces, final, is_complete, load_tables, piece_of, summary
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -394,7 +394,7 @@ def pages(results: Path, readme: str) -> dict[Path, str]:
 
 def _csv(table: pd.DataFrame, about: str) -> str:
     text = table.to_csv(index=False, lineterminator="\n")
-    return f"# {about}\n# command: python -m catlib.lab.study page\n{text}"
+    return f"# {about}\n# command: python -m catlib.lab pages\n{text}"
 
 
 def write_pages(results: Path = RESULTS) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from .compare import COSTS, difference, ends, speed_table
-from .study import Piece, pieces_of, profiles
+from .study.plan import Piece, pieces_of, profiles
 
 Tables = dict[str, pd.DataFrame]
 KEYS = ["table", "sampling_number", "baseline", "arm"]
