@@ -27,6 +27,7 @@ LAB_FLOORS = [
     {"__init__", "paths", "markdown", "paper"},
     {"runs", "baselines"},
     {"batch", "compare", "figures", "judge", "similarity", "site"},
+    {"diagrams"},
     {"study", "background", "panel", "exercises", "environment"},
     {"summaries", "claims"},
     {"pages"},
