@@ -52,6 +52,21 @@ def update(indices, gain, tree):
     return lambda: sampler.update(torch.tensor(indices), torch.tensor(gain))
 
 
+def case_state(tree, **changed):
+    """Load a state that differs from a whole one, or lacks what is None, into a sampler."""
+
+    def load():
+        state = CaseSampler(LABELS, 6, seed=9).state_dict() | changed
+        SAMPLERS[tree].load_state_dict({k: v for k, v in state.items() if v is not None})
+
+    return load
+
+
+def uniform_state(**changed):
+    sampler = UniformSampler(LABELS, 6)
+    return lambda: sampler.load_state_dict(sampler.state_dict() | changed)
+
+
 def training(**options):
     model = build_model("cnn", DIGITS)
     good = {"sampler": UniformSampler(DIGITS.y_train), "attack": PGD(0.1), "device": "cpu"}
@@ -198,6 +213,65 @@ TABLE = {
     "a temperature of NaN": (case(temperature=NAN), ValueError, "nan", "positive number"),
     "an infinite temperature": (case(temperature=INF), ValueError, "inf", "positive number"),
     "a temperature in words": (case(temperature="warm"), ValueError, "'warm'", "'auto'"),
+    "a temperature near 0": (case(temperature=5e-324), ValueError, "5e-324", "at least 1e-12"),
+    "alpha in words": (case(alpha="half"), ValueError, "'half'", "[0, 1]"),
+    "no seed": (case(seed=None), ValueError, "None", "an integer in -2**63"),
+    "half a seed": (case(seed=0.5), ValueError, "0.5", "an integer"),
+    "uniform, no seed": (
+        lambda: UniformSampler(LABELS, 6, seed=None),
+        ValueError,
+        "None",
+        "integer",
+    ),
+    "a log_weight for the tree": (
+        case(tree=True, log_weight=torch.neg),
+        ValueError,
+        "log_weight",
+        "tree=False",
+    ),
+    "a log_weight that is no function": (case(log_weight=3), ValueError, "3", "a function or None"),
+    "a log_weight of another shape": (
+        lambda: CaseSampler(LABELS, 6, log_weight=lambda w: w[:5]).draw(),
+        ValueError,
+        "(5,)",
+        "the same",
+    ),
+    "a log_weight of NaN": (
+        lambda: CaseSampler(LABELS, 6, log_weight=lambda w: w * NAN).draw(),
+        FloatingPointError,
+        "nan",
+        "below 1e+15",
+    ),
+    "no state of a sampler": (
+        lambda: UniformSampler(LABELS, 6).load_state_dict({"weights": 1}),
+        ValueError,
+        "CaseSampler",
+        "This sampler is a UniformSampler",
+    ),
+    "a state whose order repeats": (
+        uniform_state(order=torch.zeros(60, dtype=torch.long)),
+        ValueError,
+        "60",
+        "no order of 0..59",
+    ),
+    "a state whose order is too short": (
+        uniform_state(order=torch.arange(7)),
+        ValueError,
+        "7",
+        "no order of 0..59",
+    ),
+    "a state whose order is of floats": (
+        uniform_state(order=torch.rand(60)),
+        ValueError,
+        "torch.float32",
+        "torch.int64",
+    ),
+    "a state whose place lies beyond": (
+        uniform_state(order=torch.arange(60), next=61),
+        ValueError,
+        "61",
+        "0..60",
+    ),
     **{
         f"{what}{', tree' if tree else ''}": entry
         for tree in (False, True)
@@ -218,6 +292,80 @@ TABLE = {
                 ValueError,
                 "inf",
                 "finite",
+            ),
+            "a state of the other kind": (
+                case_state(tree, weights=None, order=torch.arange(60), next=0),
+                ValueError,
+                "UniformSampler",
+                "it lacks weights",
+            ),
+            "a state with a NaN weight": (
+                case_state(tree, weights=torch.full((60,), NAN)),
+                ValueError,
+                "nan",
+                "must be finite",
+            ),
+            "a state with an infinite weight": (
+                case_state(tree, weights=torch.cat([torch.ones(59), torch.tensor([INF])])),
+                ValueError,
+                "inf",
+                "example 59",
+            ),
+            "a state with too few weights": (
+                case_state(tree, weights=torch.ones(7)),
+                ValueError,
+                "(7,)",
+                "(60,)",
+            ),
+            "a state with a column of weights": (
+                case_state(tree, weights=torch.ones(60, 1)),
+                ValueError,
+                "(60, 1)",
+                "(60,)",
+            ),
+            "a state with weights of float64": (
+                case_state(tree, weights=torch.ones(60, dtype=torch.float64)),
+                ValueError,
+                "torch.float64",
+                "float32",
+            ),
+            "a state with a list of weights": (
+                case_state(tree, weights=[1.0] * 60),
+                ValueError,
+                "list",
+                "float32",
+            ),
+            "a state with a divisor of 0": (
+                case_state(tree, divisor=0.0),
+                ValueError,
+                "0.0",
+                "positive number",
+            ),
+            "a state with a divisor of NaN": (
+                case_state(tree, divisor=NAN),
+                ValueError,
+                "nan",
+                "positive number",
+            ),
+            "a state with two temperatures": (
+                case_state(tree, temperature=2.0, divisor=3.0),
+                ValueError,
+                "3.0",
+                "the same number",
+            ),
+            "a state with a temperature of -1": (
+                case_state(tree, temperature=-1.0),
+                ValueError,
+                "-1.0",
+                "in the state",
+            ),
+            "a state with alpha 2": (case_state(tree, alpha=2.0), ValueError, "2.0", "[0, 1]"),
+            "a state with half a draw": (case_state(tree, draws=0.5), ValueError, "0.5", "integer"),
+            "a state with another generator": (
+                case_state(tree, generator=torch.zeros(16, dtype=torch.uint8)),
+                ValueError,
+                "cpu",
+                "random generator",
             ),
             "an index of n": (update([1, 60], [0.5, 0.5], tree), IndexError, "60", "0..59"),
             "an index of -1": (update([1, -1], [0.5, 0.5], tree), IndexError, "-1", "0..59"),
