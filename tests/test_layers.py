@@ -11,7 +11,7 @@ import catlib
 
 PACKAGE = Path(catlib.__file__).parent
 FLOORS = [
-    {"attacks", "gain", "samplers", "kernels", "modes"},
+    {"attacks", "gain", "samplers", "kernels", "interrupts", "modes"},
     {"data", "models"},
     {"training", "evaluation"},
     {"lab"},
