@@ -97,8 +97,8 @@ MODELS = {
 }
 CALLERS = {
     "pgd": lambda model: lambda: pgd(model, *BATCH, epsilon=0.1, steps=1),
-    "pgd with restarts": lambda model: lambda: pgd(
-        model, *BATCH, epsilon=0.1, steps=0, restarts=2, batch_size=4
+    "pgd with restarts": lambda model: (
+        lambda: pgd(model, *BATCH, epsilon=0.1, steps=0, restarts=2, batch_size=4)
     ),
     "accuracy": lambda model: lambda: accuracy(model, *BATCH),
     "robust_accuracy": lambda model: lambda: robust_accuracy(model, *BATCH, PGD(0.1)),
@@ -139,7 +139,12 @@ TABLE = {
         "float32 or float64",
     ),
     "a pixel above 1 by rounding": (attack(images(1 + 2**-23)), ValueError, "1.00000012", "clamp"),
-    "a pixel below 0 by rounding": (attack(images(-1e-8)), ValueError, "-9.99999994e-09", "clamp(0, 1)"),
+    "a pixel below 0 by rounding": (
+        attack(images(-1e-8)),
+        ValueError,
+        "-9.99999994e-09",
+        "clamp(0, 1)",
+    ),
     "images as arrays": (attack(images().numpy()), TypeError, "ndarray", "tensors"),
     "one image without batch": (attack(images()[0]), ValueError, "(1, 4, 4)", "(B, C, H, W)"),
     "a NaN pixel, early stop": (attack(images(NAN), early_stop=True), ValueError, "nan", "[0, 1]"),
