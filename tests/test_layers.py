@@ -18,7 +18,7 @@ PACKAGE = Path(catlib.__file__).parent
 LAB = PACKAGE / "lab"
 # The lowest first. A name is a module or a folder of modules; one that stands in no row fails.
 FLOORS = [
-    {"attacks", "gain", "kernels", "modes", "samplers"},
+    {"attacks", "gain", "interrupts", "kernels", "modes", "samplers"},
     {"data", "files", "memory", "models", "own"},
     {"training", "evaluation"},
     {"lab"},
