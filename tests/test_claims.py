@@ -3,14 +3,15 @@
 import re
 from itertools import pairwise, product
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from catlib.lab import claims, compare, pages, summaries
-from catlib.lab.paper import PAPER
-from catlib.lab.paths import README, RESULTS
+from catlib.lab.paper import PAPER, paper_table
+from catlib.lab.paths import NOTEBOOKS, README, RESULTS
 
 TABLES = summaries.load_tables(RESULTS)
 measured = pytest.mark.skipif(
@@ -369,3 +370,85 @@ def test_every_claim_names_a_measure_and_says_what_it_found():
     for claim in claims.all_claims():
         assert claim.measure in claims.MEASURES
         assert hasattr(macros, claim.measure)
+
+
+# ----- what the notebooks print of the study is what the page says
+
+
+def printed(notebook):
+    """All that an executed notebook prints, without the tags of its tables."""
+    path = next(NOTEBOOKS.glob(f"{notebook}_*.ipynb"))
+    parts = []
+    for cell in nbformat.read(path, 4).cells:
+        for output in cell.get("outputs", []):
+            parts.append(output.get("text", ""))
+            parts += [str(output.get("data", {}).get(f"text/{kind}", "")) for kind in KINDS]
+    text = re.sub(r"<[^>]+>", " ", "\n".join(parts))
+    return re.sub(r"\s+", " ", text)
+
+
+KINDS = ("plain", "markdown", "html")
+
+
+def verdict_of(measure, table):
+    """What the page says to the claim that this measure answers from this table."""
+    found = [
+        claims.answer(claim, TABLES[table], table).verdict
+        for claim in claims.all_claims()
+        if claim.measure == measure and table in claim.tables
+    ]
+    assert len(set(found)) == 1
+    return str(found[0])
+
+
+@measured
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_notebook_05_says_what_the_page_says(dataset):
+    text = printed("05")
+    similar = TABLES[f"cpu_{dataset}_similarity"]
+    found = compare.similar_predictions(similar[similar.arm == "AT"])
+    row = f"{dataset} {found['similarity']:.3f} {found['control']:.3f} "
+    assert row + verdict_of("neighbours_alike", f"cpu_{dataset}_similarity") in text
+    rule = f"{dataset}, the study, drawn by AT"
+    verdict = verdict_of("old_weights", f"cpu_{dataset}_similarity_staleness")
+    assert re.search(rf"{rule} \d+\+ -?[\d.]+ {re.escape(verdict)}", text)
+
+
+@measured
+def test_notebook_06_says_who_was_ahead_by_the_same_rule():
+    text = printed("06")
+    there = [name for name in TABLES if "_tables" in name]
+    assert there
+    for name in there:
+        levels = claims.levels_of(summaries.piece_of(name))
+        ahead = compare.who_was_ahead(compare.speed_table(TABLES[name], levels))
+        assert ahead in text
+
+
+@measured
+def test_notebook_07_says_the_same_of_a_peak():
+    table = "cpu_mnist_sampling_number"
+    assert f"{table}, a peak after equal iterations: {verdict_of('peak', table)}" in printed("07")
+
+
+@measured
+def test_notebook_08_prints_the_audit_of_the_page():
+    """The same word and number in every cell, the same verdict, and the printed ratios of 06."""
+    text = printed("08")
+    name = "cpu_mnist_audit"
+    rows = claims.audit(TABLES[name], summaries.piece_of(name))
+    page = pages.claims_page(TABLES)
+    for arm, part in rows.groupby("arm"):
+        words = [
+            f"{'yes' if row['reached on test'] else 'no'} ({100 * row.test:.1f} %"
+            for _, row in part.iterrows()
+        ]
+        assert f"{arm} {') '.join(words)})" in text
+        line = next(line for line in page.splitlines() if line.startswith(f"| {arm} | {words[0]}"))
+        assert all(word in line for word in words)
+    assert f"within the printed iterations: {verdict_of('printed_reached', name)}" in text
+    for dataset, metrics in PAPER.items():
+        for metric in metrics:
+            for level, row in paper_table(dataset, metric).iterrows():
+                at, cat = int(row["AT ticks"]), int(row["CAT ticks"])
+                assert f"{dataset} {metric} {level} {at} {cat} {row['AT/CAT']:.2f} " in text

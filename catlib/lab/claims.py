@@ -288,17 +288,25 @@ def seconds_an_iteration(records: pd.DataFrame, piece: Piece, margin: float) -> 
     return Answer(verdict, {"ratio": estimate})
 
 
-def passes_an_example(records: pd.DataFrame, piece: Piece, printed_steps: int) -> Answer:
+def passes_an_example(
+    records: pd.DataFrame, piece: Piece, printed_steps: int, printed_restarts: int
+) -> Answer:
     """How many forward-backward passes AT spends where normal training spends one."""
     last = records[records.arm == "AT"].iloc[-1]
     _, trial = piece.trials[0]
     passes = last.passes / last.iteration / trial.sampling_number
-    paper = printed_steps + 1
-    remark = (
-        f"{passes:.0f} times with PGD-{trial.steps}, {paper} with the paper's {printed_steps} steps"
-    )
-    word = HOLDS if passes >= 20 else IN_PART
-    return Answer(Verdict(word, remark), {"passes": passes})
+    with_restarts = printed_restarts * (printed_steps + 1) + 1  # after a run a pass finds its loss
+    numbers = {
+        "passes": passes,
+        "steps": trial.steps,
+        "printed_steps": printed_steps,
+        "printed_passes": printed_steps + 1,
+        "printed_restarts": printed_restarts,
+        "with_restarts": with_restarts,
+    }
+    if passes >= 20:
+        return Answer(Verdict(HOLDS), numbers)
+    return Answer(Verdict(IN_PART, f"not with PGD-{trial.steps}"), numbers)
 
 
 def neighbours_alike(rows: pd.DataFrame, piece: Piece) -> Answer:
