@@ -12,7 +12,7 @@ import catlib
 PACKAGE = Path(catlib.__file__).parent
 FLOORS = [
     {"attacks", "gain", "samplers", "kernels"},
-    {"data", "files", "models"},
+    {"data", "files", "guards", "interrupts", "models"},
     {"training", "evaluation"},
     {"lab"},
 ]
