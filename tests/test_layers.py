@@ -11,8 +11,8 @@ import catlib
 
 PACKAGE = Path(catlib.__file__).parent
 FLOORS = [
-    {"attacks", "gain", "samplers", "kernels"},
-    {"data", "files", "guards", "interrupts", "models"},
+    {"attacks", "gain", "samplers", "kernels", "interrupts"},
+    {"data", "files", "guards", "models"},
     {"training", "evaluation"},
     {"lab"},
 ]
