@@ -62,8 +62,8 @@ class Training(Iterator[Record]):
 
     An iteration happens whole or not at all. If it raises an error, in the augmentation, the
     attack or the model, or because its loss is not finite, then model, optimizer, counters and
-    weights are as they were before it, and the next call tries the same batch again. Ctrl-C takes
-    effect when the iteration has ended. Its evaluation is apart: if that is interrupted or raises
+    weights are as they were before it, and the next call tries the same batch again. The same holds
+    for Ctrl-C. The evaluation of an iteration is apart: if it is interrupted or raises
     an error, the next call evaluates the model before it trains on. No record is lost.
 
     Args:
