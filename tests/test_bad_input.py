@@ -28,6 +28,7 @@ LABELS = torch.arange(60) % 3
 MODEL = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)).train()
 DIGITS = load_data("digits")
 BYTES = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8)
+WEIGHT = nn.Parameter(torch.zeros(2))
 
 
 def images(value=0.5, n=4, dtype=torch.float32):
@@ -725,11 +726,51 @@ TABLE = {
         "(128, 1, 7, 8)",
         "(128, 1, 8, 8)",
     ),
+    "an optimizer of another model": (
+        training(optimizer=torch.optim.SGD(MODEL.parameters(), 0.1)),
+        ValueError,
+        "4 of the optimizer's 4 parameters",
+        "model.parameters()",
+    ),
+    "a scheduler of another optimizer": (
+        training(scheduler=torch.optim.lr_scheduler.StepLR(torch.optim.SGD([WEIGHT], 0.1), 2)),
+        ValueError,
+        "another optimizer",
+        "is given",
+    ),
+    "a scheduler that wants a metric": (
+        training(
+            scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([WEIGHT], 0.1))
+        ),
+        TypeError,
+        "ReduceLROnPlateau",
+        "steps without arguments",
+    ),
+    "an optimizer that wants a closure": (
+        training(optimizer=torch.optim.LBFGS([WEIGHT])),
+        TypeError,
+        "LBFGS",
+        "steps without",
+    ),
+    "no seed of a training": (training(seed=None), ValueError, "None", "integer of at least 0"),
+    "a negative seed": (training(seed=-1), ValueError, "-1", "integer of at least 0"),
+    "negative iterations": (training(iterations=-3), ValueError, "-3", "at least 0"),
+    "iterations as a float": (training(iterations=1e3), ValueError, "1000.0", "an integer"),
+    "a negative evaluate_every": (training(evaluate_every=-5), ValueError, "-5", "at least 0"),
+    "an evaluation of nothing": (training(evaluation_size=0), ValueError, "0", "at least 1"),
     "a state of other data": (
-        lambda: training()().load_state_dict({"seen": torch.zeros(5)}),
+        lambda: training()().load_state_dict(
+            training()().state_dict() | {"seen": torch.zeros(5, dtype=torch.bool)}
+        ),
         ValueError,
         "5 training images",
         "1437",
+    ),
+    "a state that is none": (
+        lambda: training()().load_state_dict({"seen": torch.zeros(5)}),
+        ValueError,
+        "lacks made_of, model",
+        "state_dict()",
     ),
 }
 
