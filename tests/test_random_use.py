@@ -88,7 +88,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         logits = self.layers(x)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+        if self.training and torch.is_grad_enabled():  # in the update, not in the attack
             logits = Backward.apply(logits, self.accidents)
         return self.accidents.visit("forward", logits)
 
