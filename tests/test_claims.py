@@ -358,7 +358,7 @@ def test_a_level_that_is_best_at_the_end_of_the_range_is_no_peak():
 def test_a_changed_number_in_a_table_changes_the_page():
     slow, fast = ({"cpu_mnist_tables": records(100, cat)} for cat in (90, 50))
     assert pages.claims_page(slow) != pages.claims_page(fast)
-    assert pages.readme_results(slow) != pages.readme_results(fast)
+    assert pages.printed_tables(slow) != pages.printed_tables(fast)
 
 
 def test_the_audit_counts_within_the_printed_iterations_alone():
