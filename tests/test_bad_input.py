@@ -10,6 +10,7 @@ from torch import nn
 from catlib import (
     PGD,
     CaseSampler,
+    Data,
     Training,
     UniformSampler,
     accuracy,
@@ -25,6 +26,7 @@ NAN, INF = float("nan"), float("inf")
 LABELS = torch.arange(60) % 3
 MODEL = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)).train()
 DIGITS = load_data("digits")
+BYTES = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8)
 
 
 def images(value=0.5, n=4, dtype=torch.float32):
@@ -50,6 +52,32 @@ def case(**options):
 def update(indices, gain, tree):
     sampler = SAMPLERS[tree]
     return lambda: sampler.update(torch.tensor(indices), torch.tensor(gain))
+
+
+def case_state(tree, **changed):
+    """Load a state that differs from a whole one, or lacks what is None, into a sampler."""
+
+    def load():
+        state = CaseSampler(LABELS, 6, seed=9).state_dict() | changed
+        SAMPLERS[tree].load_state_dict({k: v for k, v in state.items() if v is not None})
+
+    return load
+
+
+def uniform_state(**changed):
+    sampler = UniformSampler(LABELS, 6)
+    return lambda: sampler.load_state_dict(sampler.state_dict() | changed)
+
+
+def data(**changed):
+    """Six good images for training and for test, but for what is said."""
+    y = LABELS[:6]
+    good = {"x_train": BYTES, "y_train": y, "x_test": BYTES, "y_test": y, "classes": tuple("abc")}
+    return lambda: Data("six", **(good | changed))
+
+
+def own_data(**changed):
+    return lambda: Data.from_tensors(**({"x_train": BYTES, "y_train": LABELS[:6]} | changed))
 
 
 def training(**options):
@@ -198,6 +226,65 @@ TABLE = {
     "a temperature of NaN": (case(temperature=NAN), ValueError, "nan", "positive number"),
     "an infinite temperature": (case(temperature=INF), ValueError, "inf", "positive number"),
     "a temperature in words": (case(temperature="warm"), ValueError, "'warm'", "'auto'"),
+    "a temperature near 0": (case(temperature=5e-324), ValueError, "5e-324", "at least 1e-12"),
+    "alpha in words": (case(alpha="half"), ValueError, "'half'", "[0, 1]"),
+    "no seed": (case(seed=None), ValueError, "None", "an integer in -2**63"),
+    "half a seed": (case(seed=0.5), ValueError, "0.5", "an integer"),
+    "uniform, no seed": (
+        lambda: UniformSampler(LABELS, 6, seed=None),
+        ValueError,
+        "None",
+        "integer",
+    ),
+    "a log_weight for the tree": (
+        case(tree=True, log_weight=torch.neg),
+        ValueError,
+        "log_weight",
+        "tree=False",
+    ),
+    "a log_weight that is no function": (case(log_weight=3), ValueError, "3", "a function or None"),
+    "a log_weight of another shape": (
+        lambda: CaseSampler(LABELS, 6, log_weight=lambda w: w[:5]).draw(),
+        ValueError,
+        "(5,)",
+        "the same",
+    ),
+    "a log_weight of NaN": (
+        lambda: CaseSampler(LABELS, 6, log_weight=lambda w: w * NAN).draw(),
+        FloatingPointError,
+        "nan",
+        "below 1e+15",
+    ),
+    "no state of a sampler": (
+        lambda: UniformSampler(LABELS, 6).load_state_dict({"weights": 1}),
+        ValueError,
+        "CaseSampler",
+        "This sampler is a UniformSampler",
+    ),
+    "a state whose order repeats": (
+        uniform_state(order=torch.zeros(60, dtype=torch.long)),
+        ValueError,
+        "60",
+        "no order of 0..59",
+    ),
+    "a state whose order is too short": (
+        uniform_state(order=torch.arange(7)),
+        ValueError,
+        "7",
+        "no order of 0..59",
+    ),
+    "a state whose order is of floats": (
+        uniform_state(order=torch.rand(60)),
+        ValueError,
+        "torch.float32",
+        "torch.int64",
+    ),
+    "a state whose place lies beyond": (
+        uniform_state(order=torch.arange(60), next=61),
+        ValueError,
+        "61",
+        "0..60",
+    ),
     **{
         f"{what}{', tree' if tree else ''}": entry
         for tree in (False, True)
@@ -218,6 +305,80 @@ TABLE = {
                 ValueError,
                 "inf",
                 "finite",
+            ),
+            "a state of the other kind": (
+                case_state(tree, weights=None, order=torch.arange(60), next=0),
+                ValueError,
+                "UniformSampler",
+                "it lacks weights",
+            ),
+            "a state with a NaN weight": (
+                case_state(tree, weights=torch.full((60,), NAN)),
+                ValueError,
+                "nan",
+                "must be finite",
+            ),
+            "a state with an infinite weight": (
+                case_state(tree, weights=torch.cat([torch.ones(59), torch.tensor([INF])])),
+                ValueError,
+                "inf",
+                "example 59",
+            ),
+            "a state with too few weights": (
+                case_state(tree, weights=torch.ones(7)),
+                ValueError,
+                "(7,)",
+                "(60,)",
+            ),
+            "a state with a column of weights": (
+                case_state(tree, weights=torch.ones(60, 1)),
+                ValueError,
+                "(60, 1)",
+                "(60,)",
+            ),
+            "a state with weights of float64": (
+                case_state(tree, weights=torch.ones(60, dtype=torch.float64)),
+                ValueError,
+                "torch.float64",
+                "float32",
+            ),
+            "a state with a list of weights": (
+                case_state(tree, weights=[1.0] * 60),
+                ValueError,
+                "list",
+                "float32",
+            ),
+            "a state with a divisor of 0": (
+                case_state(tree, divisor=0.0),
+                ValueError,
+                "0.0",
+                "positive number",
+            ),
+            "a state with a divisor of NaN": (
+                case_state(tree, divisor=NAN),
+                ValueError,
+                "nan",
+                "positive number",
+            ),
+            "a state with two temperatures": (
+                case_state(tree, temperature=2.0, divisor=3.0),
+                ValueError,
+                "3.0",
+                "the same number",
+            ),
+            "a state with a temperature of -1": (
+                case_state(tree, temperature=-1.0),
+                ValueError,
+                "-1.0",
+                "in the state",
+            ),
+            "a state with alpha 2": (case_state(tree, alpha=2.0), ValueError, "2.0", "[0, 1]"),
+            "a state with half a draw": (case_state(tree, draws=0.5), ValueError, "0.5", "integer"),
+            "a state with another generator": (
+                case_state(tree, generator=torch.zeros(16, dtype=torch.uint8)),
+                ValueError,
+                "cpu",
+                "random generator",
             ),
             "an index of n": (update([1, 60], [0.5, 0.5], tree), IndexError, "60", "0..59"),
             "an index of -1": (update([1, -1], [0.5, 0.5], tree), IndexError, "-1", "0..59"),
@@ -295,12 +456,122 @@ TABLE = {
         "nan",
         "[0, 1]",
     ),
-    # names
+    # data
     "an unknown dataset": (
         lambda: load_data("imagenet"),
         ValueError,
         "'imagenet'",
         "digits, mnist, fashion_mnist, cifar10",
+    ),
+    "a dataset that lies elsewhere": (
+        lambda: load_data("../nowhere/x"),
+        ValueError,
+        "'../nowhere/x'",
+        "digits, mnist, fashion_mnist, cifar10, or the path of an .npz file or of a folder",
+    ),
+    "a dataset without a name": (lambda: load_data(""), ValueError, "''", "the path of"),
+    "data: test images of another size": (
+        data(x_test=BYTES[:, :, 1:]),
+        ValueError,
+        "(6, 1, 7, 8)",
+        "the same channels, height, width and type",
+    ),
+    "data: test images of other channels": (
+        data(x_test=BYTES.expand(6, 3, 8, 8)),
+        ValueError,
+        "(6, 3, 8, 8)",
+        "the same channels",
+    ),
+    "data: test images of another type": (
+        data(x_test=BYTES / 255),
+        ValueError,
+        "torch.float32",
+        "type",
+    ),
+    "data: images without channels": (
+        data(x_train=BYTES[:, 0]),
+        ValueError,
+        "(6, 8, 8)",
+        "(n, C, H, W)",
+    ),
+    "data: channels last": (
+        data(x_train=BYTES.expand(6, 3, 8, 8).permute(0, 2, 3, 1)),
+        ValueError,
+        "(6, 8, 8, 3)",
+        "x.permute(0, 3, 1, 2)",
+    ),
+    "data: no test images": (
+        data(x_test=BYTES[:0], y_test=LABELS[:0]),
+        ValueError,
+        "(0, 1, 8, 8)",
+        "at least one",
+    ),
+    "data: images as arrays": (data(x_train=BYTES.numpy()), TypeError, "ndarray", "from_tensors"),
+    "data: integer images": (data(x_train=BYTES.long()), TypeError, "torch.int64", "uint8"),
+    "data: floats up to 255": (data(x_train=BYTES.float()), ValueError, "255", "[0, 1]"),
+    "data: a NaN pixel": (data(x_train=BYTES * NAN), ValueError, "nan", "[0, 1]"),
+    "data: labels of uint8": (data(y_train=LABELS[:6].byte()), TypeError, "torch.uint8", "int64"),
+    "data: a label too few": (data(y_train=LABELS[:5]), ValueError, "(5,)", "(6,)"),
+    "data: a label of K": (data(y_test=LABELS[:6] + 1), ValueError, "3", "0..2"),
+    "data: a label of -1": (data(y_train=LABELS[:6] - 1), ValueError, "-1", "0..2"),
+    "data: one class": (data(classes=("a",)), ValueError, "('a',)", "at least 2"),
+    "own data: test images without labels": (
+        own_data(x_test=BYTES),
+        ValueError,
+        "x_test and y_test",
+        "give both",
+    ),
+    "own data: labels of floats": (
+        own_data(y_train=LABELS[:6] / 1),
+        TypeError,
+        "torch.float32",
+        "integers",
+    ),
+    "own data: a label too few": (own_data(y_train=LABELS[:5]), ValueError, "5", "6 images"),
+    "own data: a label of -1": (own_data(y_train=LABELS[:6] - 1), ValueError, "-1", "0..K-1"),
+    "own data: a number as a class": (
+        own_data(y_train=LABELS[:6] + 10**9),
+        ValueError,
+        "1000000002",
+        "0..K-1",
+    ),
+    "own data: a class of one image": (
+        own_data(y_train=torch.tensor([0, 0, 0, 1, 1, 2])),
+        ValueError,
+        "class 2",
+        "add images",
+    ),
+    "own data: images of int16": (
+        own_data(x_train=BYTES.short()),
+        TypeError,
+        "torch.int16",
+        "uint8",
+    ),
+    "own data: too few classes": (own_data(classes=["a", "b"]), ValueError, "2", "0..1"),
+    "own data: items without labels": (
+        lambda: Data.from_dataset([BYTES[0], BYTES[1]]),
+        TypeError,
+        "Tensor",
+        "a pair of an image and a label",
+    ),
+    "own data: images of two sizes": (
+        lambda: Data.from_dataset([(BYTES[0], 0), (BYTES[1, :, 1:], 1)]),
+        ValueError,
+        "(1, 7, 8)",
+        "one shape",
+    ),
+    "own data: no items": (lambda: Data.from_dataset([]), ValueError, "no items", "train"),
+    "own data: no length": (
+        lambda: Data.from_dataset(iter([])),
+        TypeError,
+        "list_iterator",
+        "a length",
+    ),
+    "a cnn for small images": (
+        lambda: build_model("cnn", data(x_train=BYTES[..., :3], x_test=BYTES[..., :3])()),
+        ValueError,
+        "8 x 3",
+        "4 x 4",
     ),
     "an unknown model": (lambda: build_model("vgg", DIGITS), ValueError, "'vgg'", "cnn, resnet18"),
     # training
