@@ -262,7 +262,7 @@ def test_plotly_is_written_and_loaded_only_where_a_page_draws_with_it(tmp_path):
 
 
 def test_the_search_knows_every_section_and_its_place_but_no_outputs(tmp_path):
-    text = new_markdown_cell("## The ball\n\nA set *around* an image.\n\n### Its size")
+    text = new_markdown_cell("## The ball\n\nA set *around* an image, $w_0$.\n\n### Its size")
     code = new_code_cell("epsilon = 0.1", outputs=[new_output("stream", text="loss 0.25")])
     built(tmp_path / "site", write(tmp_path / "00_a.ipynb", text, code, title="Attacks"))
     script = (tmp_path / "site" / "search.js").read_text(encoding="utf-8")
@@ -273,5 +273,5 @@ def test_the_search_knows_every_section_and_its_place_but_no_outputs(tmp_path):
         ("Its size", "Its-size"),
     ]
     assert {entry["page"] for entry in entries} == {"00_a"}
-    assert entries[1]["text"] == "A set around an image."
+    assert entries[1]["text"] == "A set around an image, w_0."
     assert "epsilon = 0.1" in entries[2]["text"] and "0.25" not in script

@@ -85,8 +85,10 @@ function score(entry, words) {
 function excerpt(entry, words) {
   const text = entry.text.toLowerCase();
   const places = words.map((word) => text.indexOf(word)).filter((place) => place >= 0);
-  const begin = Math.max(0, Math.min(...places, text.length) - 40);
-  return (begin > 0 ? "… " : "") + entry.text.slice(begin, begin + 140) + " …";
+  const first = Math.min(...places, text.length);
+  const begin = first < 40 ? 0 : text.indexOf(" ", first - 40) + 1; // not within a word
+  const part = entry.text.slice(begin, begin + 140);
+  return `${begin > 0 ? "… " : ""}${part}${begin + 140 < text.length ? " …" : ""}`;
 }
 
 function resultItem(entry, words) {

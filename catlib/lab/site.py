@@ -345,8 +345,12 @@ def _search_entries(page: Page, html_text: str) -> list[dict[str, str]]:
     """The sections of a page for the search: where they are, and their text without outputs."""
     main = BeautifulSoup(html_text, "html.parser").main
     assert main is not None
-    for tag in main.select("nav, script, style, math, .output_wrapper, .anchor-link, .open"):
+    for tag in main.select("nav, script, style, .output_wrapper, .prompt, .anchor-link, .open"):
         tag.decompose()
+    for tag in main.select("math"):
+        tex = tag.select_one("annotation")
+        if tex is not None:
+            tag.replace_with(tex.get_text())
     entries: list[dict[str, str]] = []
     texts: list[list[str]] = []
     for element in main.descendants:
