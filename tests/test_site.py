@@ -64,12 +64,25 @@ def test_the_front_page_and_the_readme_say_the_same_of_every_notebook(tmp_path):
     front = built(tmp_path, *notebooks)("index").main.get_text(" ")
     readme = tmp_path / "README.md"
     readme.write_text("<!-- course -->\n<!-- /course -->\n")
-    site.write_course_map(notebooks, readme)
+    site.write_course_map(notebooks, [readme])
     table = readme.read_text()
     for lesson in course.course().lessons:
         for told in (lesson.question, course.duration(lesson.minutes)):
             assert told in front and told in table
     assert f"About {course.course().hours()} hours" in front
+
+
+@pytest.mark.parametrize("document", [site.INSTRUCTORS], ids=lambda path: path.name)
+def test_the_table_of_the_course_is_in_step(document, tmp_path):
+    copy = tmp_path / "docs" / document.name  # at the same depth, so that links are the same
+    copy.parent.mkdir()
+    copy.write_bytes(document.read_bytes())
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    for path in batch.course_notebooks():
+        (notebooks / path.name).write_bytes(path.read_bytes())
+    site.write_course_map(sorted(notebooks.iterdir()), [copy])
+    assert copy.read_text() == document.read_text(), "run write_course_map, as catlib refresh does"
 
 
 # ----- a page

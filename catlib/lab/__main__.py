@@ -230,7 +230,7 @@ def refresh_notebooks(options: argparse.Namespace) -> int:
       catlib refresh notebooks/06_cat_versus_at.ipynb
 
     what comes out: the same files with fresh outputs and no trace of this machine, and the
-    README's table of the course.
+    table of the course in README.md and docs/instructors.md.
     """
     from .batch import course_notebooks, refresh
     from .site import write_course_map

@@ -22,8 +22,9 @@ from traitlets.config import Config
 
 from .course import Lesson, course, duration
 from .markdown import between
-from .paths import NOTEBOOKS, README, ROOT
+from .paths import DOCS, NOTEBOOKS, README, ROOT
 
+INSTRUCTORS = DOCS / "instructors.md"
 PLOTLY = "application/vnd.plotly.v1+json"
 BEST_FIRST = [
     PLOTLY,
@@ -158,17 +159,20 @@ def write_site(
         plotly.write_text(get_plotlyjs(), encoding="utf-8")
 
 
-def write_course_map(notebooks: Iterable[Path | str], readme: Path = README) -> None:
-    """Renew the README's table of the course: each notebook with its question and its minutes."""
-    rows = ["| notebook | question | time |", "| --- | --- | --- |"]
-    for path in map(Path, notebooks):
-        page = _page(path)
-        link = Path(os.path.relpath(path, readme.parent)).as_posix()
-        question = page.lesson.question if page.lesson else ""
-        time = duration(page.lesson.minutes) if page.lesson else ""
-        rows.append(f"| [{page.title}]({link}) | {question} | {time} |")
-    text = between(readme.read_text(encoding="utf-8"), "course", "\n".join(rows))
-    readme.write_text(text, encoding="utf-8")
+def write_course_map(
+    notebooks: Iterable[Path | str], documents: Iterable[Path] = (README, INSTRUCTORS)
+) -> None:
+    """Renew the documents' table of the course: each notebook, its question, the time it takes."""
+    pages = [(Path(path), _page(Path(path))) for path in notebooks]
+    for document in documents:
+        rows = ["| notebook | question | time |", "| --- | --- | --- |"]
+        for path, page in pages:
+            link = Path(os.path.relpath(path, document.parent)).as_posix()
+            question = page.lesson.question if page.lesson else ""
+            time = duration(page.lesson.minutes) if page.lesson else ""
+            rows.append(f"| [{page.title}]({link}) | {question} | {time} |")
+        text = between(document.read_text(encoding="utf-8"), "course", "\n".join(rows))
+        document.write_text(text, encoding="utf-8")
 
 
 # ------------------------------------------------------------------ from a notebook to a page
