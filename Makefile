@@ -3,6 +3,7 @@ DATASET ?= digits# or mnist, fashion_mnist, cifar10
 PROFILE ?= smoke#  or cpu, paper
 DEVICE  ?= cpu#    or cuda
 JOBS    ?= 2#      tests at a time
+BASE_URL ?=#       where the site will be published, such as https://owner.github.io/name
 VENV    ?= .venv
 
 PYTHON := $(VENV)/bin/python
@@ -18,7 +19,7 @@ ifneq ($(CATLIB_DATA),)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab bench study course lint clean
+.PHONY: help run test lab bench study course slides student lint clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,8 +34,8 @@ test: lint  ## check style and types, and run every test, the notebooks included
 	OMP_NUM_THREADS=1 CATLIB_HEADLESS=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadscope --ignore=tests/browser \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout 600 tests $(NOTEBOOKS)
 
-lab: $(READY)  ## open the course in JupyterLab, on this machine only
-	$(PYTHON) -m jupyterlab --ip=127.0.0.1 --preferred-dir=notebooks
+lab: $(READY)  ## open notebook 00 in JupyterLab, on this machine only
+	$(PYTHON) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
 bench: $(READY)  ## measure against other implementations on DEVICE
 	CATLIB_DEVICE=$(DEVICE) $(PYTHON) -m pytest tests/benchmarks
@@ -42,8 +43,15 @@ bench: $(READY)  ## measure against other implementations on DEVICE
 study: $(READY)  ## run the study of the paper's claims at the size PROFILE
 	$(PYTHON) -m catlib.lab study --profile $(PROFILE)
 
-course: $(READY)  ## write the executed notebooks as a static site to runs/course
-	$(PYTHON) -m catlib.lab course --dataset $(DATASET)
+course: $(READY)  ## write the notebooks as a site to runs/course; BASE_URL adds addresses
+	$(PYTHON) -m catlib.lab course --dataset $(DATASET) $(if $(BASE_URL),--base-url $(BASE_URL))
+
+slides: $(READY)  ## write every notebook as slides to runs/slides
+	$(PYTHON) -m catlib.lab editions slides
+
+student: $(READY)  ## write the lessons without outputs, and assignments for nbgrader
+	$(PYTHON) -m catlib.lab editions student
+	$(PYTHON) -m catlib.lab editions graded
 
 lint: $(READY)  ## check style, format and types alone, notebooks included
 	$(VENV)/bin/ruff check .

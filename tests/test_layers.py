@@ -24,11 +24,11 @@ FLOORS = [
     {"lab"},
 ]
 LAB_FLOORS = [
-    {"__init__", "paths", "markdown", "paper", "sources"},
+    {"__init__", "course", "paths", "markdown", "paper", "sources"},
     {"runs", "baselines"},
     {"batch", "compare", "figures", "judge", "similarity", "site"},
     {"diagrams"},
-    {"study", "background", "panel", "exercises", "environment"},
+    {"study", "background", "panel", "exercises", "editions", "environment"},
     {"summaries", "claims"},
     {"pages"},
     {"__main__"},

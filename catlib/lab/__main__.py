@@ -44,6 +44,22 @@ def command_line() -> argparse.ArgumentParser:
 
     course = add(commands, "course", build_course, "write the executed notebooks as a site")
     add_series_options(course)
+    course.add_argument(
+        "--base-url",
+        default="",
+        help="where the site will be published; pages then name that address",
+    )
+    course.add_argument(
+        "--repository",
+        default="",
+        help="OWNER/NAME on GitHub for Colab and Binder (default: from a github.io base URL)",
+    )
+
+    editions = add(commands, "editions", write_editions, "write the course for a class")
+    editions.add_argument("edition", choices=("student", "graded", "slides"))
+    editions.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder for what is made (default: runs)"
+    )
 
     refresh = add(commands, "refresh", refresh_notebooks, "execute the committed notebooks anew")
     refresh.add_argument("notebooks", nargs="*", type=Path, help="default: all of them")
@@ -135,23 +151,56 @@ def run_course(options: argparse.Namespace) -> int:
 def build_course(options: argparse.Namespace) -> int:
     """Write the executed notebooks as a site to publish; execute them first where that is missing.
 
-    example:
+    examples:
       catlib course --dataset digits
+      catlib course --base-url https://owner.github.io/name
 
     what comes out: OUT/course/index.html and a page for each notebook, readable without a network.
-    The exit status is 1 if a notebook failed.
+    With a base URL the pages name their published address; where the repository is known too, they
+    have buttons that open the notebook in Colab and Binder. The exit status is 1 if a notebook
+    failed.
     """
     from .batch import course_notebooks
-    from .site import write_site
+    from .site import home, write_site
 
+    try:
+        published = home(options.base_url, options.repository)
+    except ValueError as error:
+        return refuse(error)
     executed = [options.out / options.dataset / path.name for path in course_notebooks()]
     failed = []
     if not all(path.exists() for path in executed):
         failed = execute_course(options.dataset, options.out)
     site = options.out / "course"
-    write_site([path for path in executed if path.exists()], site)
+    write_site([path for path in executed if path.exists()], site, published)
     print(f"Read: {(site / 'index.html').resolve()}")
     return 1 if failed else 0
+
+
+def write_editions(options: argparse.Namespace) -> int:
+    """Write the course for a class: without outputs, to be graded, or as slides.
+
+    examples:
+      catlib editions student    the lessons without outputs and worked solutions
+      catlib editions graded     the exercises as assignments for nbgrader
+      catlib editions slides     every notebook as slides
+
+    what comes out: OUT/student/NN_*.ipynb; or OUT/graded/source/NN_*/NN_*.ipynb, the folder source
+    of an nbgrader course; or OUT/slides/NN_*.slides.html, which fetch reveal.js from the network
+    when a browser opens them.
+    """
+    from . import editions
+    from .batch import course_notebooks
+
+    write = {
+        "student": editions.write_student,
+        "graded": editions.write_graded,
+        "slides": editions.write_slides,
+    }[options.edition]
+    folder = options.out / options.edition
+    write(course_notebooks(), folder)
+    print(f"Written: {folder.resolve()}")
+    return 0
 
 
 def execute_course(dataset: str, out: Path) -> list[str]:
@@ -181,7 +230,7 @@ def refresh_notebooks(options: argparse.Namespace) -> int:
       catlib refresh notebooks/06_cat_versus_at.ipynb
 
     what comes out: the same files with fresh outputs and no trace of this machine, and the
-    README's map of the course with their covers.
+    table of the course in README.md and docs/instructors.md.
     """
     from .batch import course_notebooks, refresh
     from .site import write_course_map
