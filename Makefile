@@ -24,11 +24,11 @@ help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(READY)  ## execute the notebooks on DATASET and print the AT-against-CAT table
-	$(PYTHON) -m catlib.lab.batch run --dataset $(DATASET)
+	$(PYTHON) -m catlib.lab run --dataset $(DATASET)
 
 # What is watched in a browser is timed, so it runs alone. In the rest a worker gets a file at a time
 # (loadscope), since the cells of a notebook share a kernel.
-test: $(READY)  ## run every test, the notebooks included
+test: lint  ## check style and types, and run every test, the notebooks included
 	$(if $(wildcard tests/browser/test_*.py),$(PYTHON) -m pytest tests/browser)
 	OMP_NUM_THREADS=1 CATLIB_HEADLESS=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadscope --ignore=tests/browser \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout 600 tests $(NOTEBOOKS)
@@ -40,12 +40,12 @@ bench: $(READY)  ## measure against other implementations on DEVICE
 	CATLIB_DEVICE=$(DEVICE) $(PYTHON) -m pytest tests/benchmarks
 
 study: $(READY)  ## run the study of the paper's claims at the size PROFILE
-	$(PYTHON) -m catlib.lab.batch study --profile $(PROFILE)
+	$(PYTHON) -m catlib.lab study --profile $(PROFILE)
 
 course: $(READY)  ## write the executed notebooks as a static site to runs/course
-	$(PYTHON) -m catlib.lab.batch course --dataset $(DATASET)
+	$(PYTHON) -m catlib.lab course --dataset $(DATASET)
 
-lint: $(READY)  ## check style, format and types, notebooks included
+lint: $(READY)  ## check style, format and types alone, notebooks included
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -2,10 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Interrupts:
@@ -13,6 +15,12 @@ class Interrupts:
 
     def poll(self) -> None:
         """Deliver an interrupt that has arrived. Call it where a KeyboardInterrupt does no harm."""
+
+    def polled(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, with a :meth:`poll` before each."""
+        for item in items:
+            self.poll()
+            yield item
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
@@ -28,17 +36,17 @@ class _Deferred(Interrupts):
 
     def __init__(self, before: Callable[[int, FrameType | None], Any]) -> None:
         self.before = before
-        self._holding = True
+        self.holding = True
         self._pending = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self._holding:
+        if self.holding:
             self._pending = True
             return
         # first of all: what unwinds after the next line must not be interrupted again
-        self._holding = True
+        self.holding = True
         self.before(number, frame)
-        self._holding = False  # the handler before this one has not raised
+        self.holding = False  # the handler before this one has not raised
 
     def poll(self) -> None:
         if self._pending:
@@ -47,16 +55,16 @@ class _Deferred(Interrupts):
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        self._holding = False
+        self.holding = False
         try:
             self.poll()
             yield
         finally:
-            self._holding = True
+            self.holding = True
 
 
 class _Nested(Interrupts):
-    """A block inside another one. The outer block decides what may be interrupted anywhere."""
+    """A block inside another one, which alone decides what may be interrupted anywhere."""
 
     def __init__(self, outer: _Deferred) -> None:
         self.outer = outer
@@ -72,8 +80,9 @@ def deferred_interrupts() -> Iterator[Interrupts]:
     ``with deferred_interrupts() as interrupts: ...``. An interrupt that arrives in the block is
     delivered by ``interrupts.poll()``, as a KeyboardInterrupt if the handler of SIGINT is Python's
     own, or at the end of the block. In a block inside another one ``poll`` does the same, and the
-    end of the inner block delivers nothing. Whoever defers interrupts must therefore expect a
-    KeyboardInterrupt from a call that polls, as it must expect any other error of that call.
+    end of the inner block delivers nothing, unless it stands in a part that is ``allowed``. Whoever
+    defers interrupts must therefore expect a KeyboardInterrupt from a call that polls, as it must
+    expect any other error of that call.
 
     Outside the main thread, where Python delivers no interrupts, and where SIGINT is ignored or
     ends the process, this does nothing.
@@ -82,7 +91,14 @@ def deferred_interrupts() -> Iterator[Interrupts]:
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield Interrupts()
     elif isinstance(before, _Deferred):
-        yield _Nested(before)
+        held = before.holding
+        before.holding = True
+        try:
+            yield _Nested(before)
+        finally:
+            before.holding = held
+            if not held:
+                before.poll()
     else:
         handler = _Deferred(before)
         signal.signal(signal.SIGINT, handler)

@@ -1,4 +1,4 @@
-"""The one way in which notebooks are executed: what it refuses, what reaches the kernel, what it leaves behind."""
+"""How notebooks are executed: what is refused, what reaches the kernel, what is left behind."""
 
 import json
 import os
@@ -10,12 +10,15 @@ import papermill
 import pytest
 from nbclient.exceptions import CellTimeoutError
 
+from catlib.lab import __main__ as command_line
 from catlib.lab import batch
 from catlib.lab.site import write_site
 
 CODE = (
-    "import json, os\njson.dump({'alpha': alpha, 'numbers': numbers, 'cwd': os.getcwd(), 'data': os.environ['CATLIB_DATA'], "
-    "'headless': os.environ['CATLIB_HEADLESS']}, open(output, 'w'))"
+    "import json, os\n"
+    "seen = {'alpha': alpha, 'numbers': numbers, 'cwd': os.getcwd()}\n"
+    "seen |= {'data': os.environ['CATLIB_DATA'], 'headless': os.environ['CATLIB_HEADLESS']}\n"
+    "json.dump(seen, open(output, 'w'))"
 )
 
 
@@ -114,8 +117,8 @@ def test_a_cell_has_a_time_limit(tmp_path):
 def test_a_series_goes_on_after_a_failure_and_says_where(tmp_path, monkeypatch, capsys):
     good = notebook(tmp_path / "00_good.ipynb", "print(dataset)", parameters="dataset = 'digits'")
     bad = notebook(tmp_path / "01_bad.ipynb", "undefined", parameters="seed = 0")
-    monkeypatch.setattr(batch, "_series", lambda: [good, bad])
-    assert batch.run_series("mnist", tmp_path / "runs") == ["01_bad"]
+    monkeypatch.setattr(batch, "course_notebooks", lambda: [good, bad])
+    assert command_line.execute_course("mnist", tmp_path / "runs") == ["01_bad"]
     printed, folder = capsys.readouterr().out, tmp_path / "runs" / "mnist"
     assert "NameError: name 'undefined' is not defined" in printed and "00_good" in printed
     assert nbformat.read(folder / "00_good.ipynb", 4).cells[-1].outputs[0].text == "mnist\n"
@@ -125,8 +128,6 @@ def test_a_series_goes_on_after_a_failure_and_says_where(tmp_path, monkeypatch, 
 def test_refreshed_notebooks_carry_no_trace_of_the_machine(tmp_path, monkeypatch):
     source = notebook(tmp_path / "00_a.ipynb", "print(seed)", parameters="seed = 3")
     monkeypatch.setattr(batch, "ROOT", tmp_path)
-    monkeypatch.setattr(batch, "write_course_map", lambda _: None)
-    monkeypatch.setattr(batch, "_series", list)
     batch.refresh([source])
     node, text = nbformat.read(source, 4), source.read_text()
     assert node.cells[-1].outputs[0].text == "3\n" and node.cells[-1].execution_count

@@ -74,6 +74,34 @@ def test_allowed_is_interrupted_at_once_and_only_once():
     assert done == [2]
 
 
+def test_a_block_inside_an_allowed_part_holds_back_again():
+    done = []
+
+    def work():
+        with deferred_interrupts():
+            press()
+            done.append(1)
+        done.append(2)
+
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts() as interrupts:
+        with interrupts.allowed():
+            work()
+        done.append(3)
+    assert done == [1]
+
+
+def test_polled_is_the_items_until_the_interrupt():
+    with deferred_interrupts() as interrupts:
+        assert list(interrupts.polled("abc")) == ["a", "b", "c"]
+    done = []
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts() as interrupts:
+        for number in interrupts.polled(range(5)):
+            done.append(number)
+            if number == 2:
+                press()
+    assert done == [0, 1, 2]
+
+
 def test_what_waits_is_delivered_where_it_is_allowed():
     done = []
     with pytest.raises(KeyboardInterrupt), deferred_interrupts() as interrupts:
@@ -133,7 +161,7 @@ def test_does_nothing_where_there_is_nothing_to_hold_back():
 
 def test_ctrl_c_at_every_instruction(interrupted_everywhere):
     """What is changed in the block is always restored, and no interrupt is lost."""
-    state = {"borrowed": False}
+    state = {"borrowed": False, "inner": False}
 
     def work():
         with deferred_interrupts() as interrupts:
@@ -143,11 +171,14 @@ def test_ctrl_c_at_every_instruction(interrupted_everywhere):
                     inner.poll()
                 with interrupts.allowed():
                     sum(range(3))
+                    with deferred_interrupts():
+                        state["inner"] = True
+                        state["inner"] = False
             finally:
                 state["borrowed"] = False
 
     def check(delivered):
-        assert state == {"borrowed": False}
+        assert state == {"borrowed": False, "inner": False}
         assert delivered, "the interrupt was lost"
 
     assert interrupted_everywhere(work, check) > 50

@@ -1,8 +1,13 @@
-"""The floors of the house: equations < things < protocol < laboratory; imports go down, never up."""
+"""The floors of the house: imports go down, never up, and never in a circle.
+
+equations < things < protocol < laboratory, and within the laboratory floors of its own.
+"""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,11 +15,23 @@ import pytest
 import catlib
 
 PACKAGE = Path(catlib.__file__).parent
+LAB = PACKAGE / "lab"
+# The lowest first. A name is a module or a folder of modules; one that stands in no row fails.
 FLOORS = [
-    {"attacks", "gain", "samplers", "kernels", "interrupts"},
-    {"data", "files", "guards", "models"},
+    {"attacks", "gain", "interrupts", "kernels", "modes", "samplers"},
+    {"data", "files", "guards", "memory", "models", "own"},
     {"training", "evaluation"},
     {"lab"},
+]
+LAB_FLOORS = [
+    {"__init__", "paths", "markdown", "paper", "sources"},
+    {"runs", "baselines"},
+    {"batch", "compare", "figures", "judge", "similarity", "site"},
+    {"diagrams"},
+    {"study", "background", "panel", "exercises", "environment"},
+    {"summaries", "claims"},
+    {"pages"},
+    {"__main__"},
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 EQUATIONS = {"torch", "numpy", "numba"} | sys.stdlib_module_names
@@ -38,15 +55,20 @@ TOO_HEAVY = {
 }
 
 
-def floor(path: Path) -> int:
-    first = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    found = [i for i, names in enumerate(FLOORS) if first in names]
-    assert found, f"{path.name} stands on no floor; add it to FLOORS"
+def room(path: Path, house: Path) -> str:
+    """The module or folder of a house, which is a package, in which a file stands."""
+    return path.relative_to(house).with_suffix("").parts[0]
+
+
+def floor(path: Path, house: Path = PACKAGE) -> int:
+    floors = LAB_FLOORS if house == LAB else FLOORS
+    found = [number for number, names in enumerate(floors) if room(path, house) in names]
+    assert found, f"{path.relative_to(house)} stands on no floor; add it to the floors above"
     return found[0]
 
 
-def imports(path: Path):
-    """(module, name or None) of every import, at the top or inside a function; relative ones made absolute."""
+def imports(path: Path) -> Iterator[tuple[str, str | None]]:
+    """(module, name or None) of every import, at the top or inside a function, made absolute."""
     package = ["catlib", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -57,23 +79,28 @@ def imports(path: Path):
             yield from ((module, alias.name) for alias in node.names)
 
 
-def own_modules(path: Path):
-    """The files of catlib that this file imports; a name taken from the package itself is looked up in it."""
+def file_of(parts: list[str]) -> Path | None:
+    """The file of a module of catlib, given by the parts of its name after "catlib"."""
+    path = PACKAGE.joinpath(*parts)
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+def own_modules(path: Path) -> Iterator[Path]:
+    """The files of catlib that a file imports; a name of catlib itself is looked up in it."""
     for module, name in imports(path):
-        parts = module.split(".")
-        if parts[0] != "catlib":
+        first, *parts = module.split(".")
+        if first != "catlib":
             continue
-        if len(parts) == 1:
-            if name is None or name.startswith("__"):
-                continue
-            if not ((PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()):
-                name = getattr(catlib, name).__module__.split(".")[1]
-            parts.append(name)
-        yield (
-            PACKAGE / f"{parts[1]}.py"
-            if (PACKAGE / f"{parts[1]}.py").exists()
-            else PACKAGE / parts[1] / "__init__.py"
-        )
+        submodule = file_of([*parts, name]) if name else None
+        if submodule:
+            yield submodule
+        elif parts:
+            yield file_of(parts)
+        elif name and not name.startswith("__"):
+            yield file_of(getattr(catlib, name).__module__.split(".")[1:])
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -85,21 +112,72 @@ def test_imports_go_down(path):
 
 
 @pytest.mark.parametrize(
+    "path", sorted(LAB.rglob("*.py")), ids=lambda path: str(path.relative_to(LAB))
+)
+def test_imports_go_down_within_the_laboratory(path):
+    assert floor(path, LAB) >= 0
+    for other in own_modules(path):
+        if other.is_relative_to(LAB):
+            assert floor(other, LAB) <= floor(path, LAB), (
+                f"{path.name} imports {other.relative_to(LAB)}, from a higher floor"
+            )
+
+
+def circle(graph: dict) -> list | None:
+    """Nodes that import each other in a circle, if there are any."""
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {path: set(own_modules(path)) - {path} for path in MODULES}
+    assert circle(graph) is None
+
+
+@pytest.mark.parametrize("house", [PACKAGE, LAB], ids=["catlib", "catlib/lab"])
+def test_no_rooms_import_each_other_in_a_circle(house):
+    graph: dict[str, set[str]] = {}
+    for path in MODULES:
+        if path.is_relative_to(house):
+            others = {room(other, house) for other in own_modules(path) if house in other.parents}
+            graph.setdefault(room(path, house), set()).update(others - {room(path, house)})
+    assert circle(graph) is None
+
+
+def test_batch_and_site_do_not_know_each_other():
+    assert LAB / "site.py" not in set(own_modules(LAB / "batch.py"))
+    assert LAB / "batch.py" not in set(own_modules(LAB / "site.py"))
+
+
+def test_only_the_command_line_parses_arguments():
+    for path in MODULES:
+        if path != LAB / "__main__.py":
+            assert ("argparse", None) not in set(imports(path)), f"{path.name} imports argparse"
+            assert '"__main__"' not in path.read_text(), f"{path.name} runs as a script"
+
+
+@pytest.mark.parametrize(
     "path", [p for p in MODULES if floor(p) == 0], ids=lambda path: str(path.relative_to(PACKAGE))
 )
 def test_equations_lean_on_torch_and_numpy_alone(path):
     assert {module.split(".")[0] for module, _ in imports(path)} - {"catlib"} <= EQUATIONS
 
 
-def test_the_readers_of_imports_see_them(tmp_path):
-    """The test of the test: a module that imports upwards, in either way and inside a function, is seen."""
+def test_the_readers_of_imports_see_them():
+    """The test of the tests: imports in either way, inside a function too, and circles are seen."""
     assert ("catlib.kernels.tree", "Forest") in set(imports(PACKAGE / "samplers.py"))
     assert PACKAGE / "gain.py" in set(own_modules(PACKAGE / "samplers.py"))
-    assert PACKAGE / "training.py" in set(own_modules(PACKAGE / "lab" / "runs.py"))
+    assert PACKAGE / "training.py" in set(own_modules(LAB / "runs.py"))
+    assert LAB / "batch.py" in set(own_modules(LAB / "study" / "work.py"))
+    assert LAB / "site.py" in set(own_modules(LAB / "__main__.py")), "inside a function"
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
 def test_import_catlib_is_light():
-    """No notebook, plotting, table or cluster package, nor the compiler of the tree, comes with it."""
+    """No notebook, plotting, table or cluster package comes with it, nor the tree's compiler."""
     code = "import catlib, sys; print(*{name.split('.')[0] for name in sys.modules})"
     run = subprocess.run(
         [sys.executable, "-W", "error::ImportWarning", "-c", code],
@@ -122,7 +200,7 @@ def test_each_equation_says_its_number():
 
 
 def test_public_names():
-    """What others build on: names and the order of parameters that can be given by position."""
+    """What others build on: names, and the order of parameters that can be given by position."""
     import inspect
 
     def positional(f):

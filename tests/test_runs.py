@@ -21,6 +21,7 @@ import torch
 
 from catlib.files import write_whole
 from catlib.lab import runs, sources
+from catlib.lab.paths import ROOT
 from catlib.lab.runs import Trial, is_done, read_records, run
 
 TINY = Trial(
@@ -111,7 +112,7 @@ def test_an_id_is_stable_and_tells_settings_apart():
         "print(Trial(dataset='mnist', epsilon=0.3, temperature=2.0).id)"
     )
     again = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=runs.ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert again.stdout.strip() == Trial(dataset="mnist", epsilon=0.3, temperature=2.0).id
 
@@ -307,7 +308,7 @@ def test_many_processes_on_one_run_do_it_once(tmp_path):
         run(Trial(**{SMALL!r}), {str(tmp_path)!r}, observe=lambda *_: iterations.append(1))
         print(len(iterations))
     """)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
@@ -617,7 +618,7 @@ KINDS = {
 @pytest.fixture(scope="module")
 def attempt():
     """A function: a run in a process of its own that gets a signal some time after an iteration."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The study: what is configured is consistent, what is killed goes on, what is written says where it is from."""
+"""The study: its configuration is consistent, what is killed goes on, tables name their origin."""
 
 import json
 import os
@@ -14,9 +14,9 @@ import torch
 
 from catlib import PGD, UniformSampler, build_model, load_data
 from catlib.data import data_root
-from catlib.lab import study
 from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
 from catlib.lab.runs import Trial, build_training, is_done, records_of, run
+from catlib.lab.study import plan, tables, work
 
 TIMES = ["seconds"]
 
@@ -35,16 +35,16 @@ def quick(piece, **changes):
 
 
 def piece(name, profile="smoke"):
-    return next(piece for piece in study.pieces_of(profile) if piece.name == name)
+    return next(piece for piece in plan.pieces_of(profile) if piece.name == name)
 
 
 @pytest.mark.parametrize("scale", ["full", "tiny"])
-@pytest.mark.parametrize("profile", study.profiles())
+@pytest.mark.parametrize("profile", plan.profiles())
 def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
-    pieces = study.pieces_of(profile, scale)
+    pieces = plan.pieces_of(profile, scale)
     assert len({piece.table for piece in pieces}) == len(pieces)
     for one in pieces:
-        assert one.kind in study.KINDS
+        assert one.kind in work.KINDS
         assert set(one.levels) <= {"accuracy", "robust_accuracy"}
         labels = [
             (arm, trial.seed, *(getattr(trial, name) for name in one.options.get("grid", {})))
@@ -89,8 +89,8 @@ def test_every_control_has_at_least_five_seeds_on_the_cpu_and_three_on_a_gpu():
 
 
 def test_at_and_cat_differ_in_the_sampler_alone():
-    for profile in study.profiles():
-        for one in study.pieces_of(profile):
+    for profile in plan.profiles():
+        for one in plan.pieces_of(profile):
             arms = {(arm, trial.seed, trial.sampling_number): trial for arm, trial in one.trials}
             for (arm, *rest), trial in arms.items():
                 if arm == "CAT" and ("AT", *rest) in arms:
@@ -98,23 +98,21 @@ def test_at_and_cat_differ_in_the_sampler_alone():
 
 
 def test_an_epsilon_can_be_scaled_and_a_step_given_in_epsilons(monkeypatch):
-    monkeypatch.setitem(study.configuration()["deviations"], "mnist", 0.25)
-    assert study.make_trial({"dataset": "mnist", "epsilon": 0.3, "scaled": 0.5}, {}).epsilon == 0.15
+    monkeypatch.setitem(plan.configuration()["deviations"], "mnist", 0.25)
+    assert plan.make_trial({"dataset": "mnist", "epsilon": 0.3, "scaled": 0.5}, {}).epsilon == 0.15
     assert (
-        study.make_trial({"dataset": "mnist", "epsilon": 0.3, "normalised": True}, {}).epsilon
+        plan.make_trial({"dataset": "mnist", "epsilon": 0.3, "normalised": True}, {}).epsilon
         == 0.075
     )
-    assert (
-        study.make_trial({"dataset": "mnist", "epsilon": 0.2, "step": 1.25}, {}).step_size == 0.25
-    )
+    assert plan.make_trial({"dataset": "mnist", "epsilon": 0.2, "step": 1.25}, {}).step_size == 0.25
 
 
-@pytest.mark.parametrize("dataset", study.configuration()["deviations"])
+@pytest.mark.parametrize("dataset", plan.configuration()["deviations"])
 def test_the_deviation_is_that_of_the_pixels(dataset):
     if dataset != "digits" and not (data_root() / f"{dataset}.npz").exists():
         pytest.skip(f"no {dataset}.npz; set CATLIB_DATA to the folder that has it")
     pixels = load_data(dataset).train(slice(5000))[0]
-    assert study.configuration()["deviations"][dataset] == pytest.approx(
+    assert plan.configuration()["deviations"][dataset] == pytest.approx(
         pixels.std().item(), abs=1e-4
     )
 
@@ -130,7 +128,7 @@ def test_new_settings_keep_the_ids_of_old_runs():
 
 def test_a_table_holds_each_evaluation_once_and_says_where_it_is_from(tmp_path):
     one = quick(piece("tables"))
-    study.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
     path = tmp_path / f"{one.table}.csv"
     table, text = read(path), path.read_text()
     assert not table.duplicated(["arm", "seed", "iteration"]).any()
@@ -149,20 +147,20 @@ def test_a_table_holds_each_evaluation_once_and_says_where_it_is_from(tmp_path):
     ):
         assert word in text
     before = path.read_bytes()
-    study.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
     assert path.read_bytes() == before
 
 
 def test_when_the_time_is_up_the_study_stops_and_then_goes_on(tmp_path, monkeypatch):
     one = quick(piece("tables"))
-    monkeypatch.setattr(study, "pieces_of", lambda profile, scale="full": [one])
+    monkeypatch.setattr(work, "pieces_of", lambda profile, scale="full": [one])
     calls = 0
-    while not study.study("smoke", minutes=1 / 600, runs=tmp_path / "runs", results=tmp_path):
+    while not work.study("smoke", minutes=1 / 600, runs=tmp_path / "runs", results=tmp_path):
         calls += 1
         assert calls < 300
     assert calls, "all runs within a tenth of a second: the test says nothing"
     table = read(tmp_path / f"{one.table}.csv")
-    study.study("smoke", runs=tmp_path / "again", results=tmp_path / "whole")
+    work.study("smoke", runs=tmp_path / "again", results=tmp_path / "whole")
     pd.testing.assert_frame_equal(
         table.drop(columns=TIMES), read(tmp_path / "whole" / f"{one.table}.csv").drop(columns=TIMES)
     )
@@ -175,7 +173,8 @@ def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
             [
                 sys.executable,
                 "-m",
-                "catlib.lab.study",
+                "catlib.lab",
+                "study",
                 "--profile",
                 "smoke",
                 "--piece",
@@ -225,38 +224,38 @@ def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path):
             ),
         ),
     )
-    study.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
     assert "# diverged: AT, seed 0" in (tmp_path / f"{one.table}.csv").read_text()
     assert is_done(tmp_path / "runs" / one.trials[0][1].id)
 
 
 def test_an_unknown_piece_is_refused_with_the_ones_there_are(tmp_path):
     with pytest.raises(ValueError, match="no piece nonsense; it has: tables"):
-        study.study("smoke", ["nonsense"], runs=tmp_path, results=tmp_path)
+        work.study("smoke", ["nonsense"], runs=tmp_path, results=tmp_path)
 
 
 def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(tmp_path, capsys):
     one = quick(piece("audit"))
-    study.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
     path = tmp_path / f"{one.table}.csv"
     whole = path.read_text()
     first = replace(one, trials=tuple((arm, replace(trial, seed=9)) for arm, trial in one.trials))
     run(first.trials[0][1], tmp_path / "again")
-    study.write_table(first, tmp_path / "again", tmp_path)
+    tables.write_table(first, tmp_path / "again", tmp_path)
     assert path.read_text() == whole
     assert "stays as it is" in capsys.readouterr().out
-    study.train(first, tmp_path / "again", tmp_path, float("inf"))
+    work.train(first, tmp_path / "again", tmp_path, float("inf"))
     assert set(read(path).seed) == {9}
 
 
 def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path):
     one = quick(piece("similarity"))
-    study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
     table = read(tmp_path / "smoke_similarity.csv")
     assert set(table.arm) == {"AT", "CAT"}
     assert table["mean"].between(0, 1).all()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")}
-    study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
     assert stamps == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")
     }
@@ -265,14 +264,14 @@ def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path):
 def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, monkeypatch):
     one = quick(piece("similarity"))
     monkeypatch.setattr(
-        "catlib.lab.similarity.staleness", lambda *_, **__: (_ for _ in ()).throw(study.Pause)
+        "catlib.lab.study.work.staleness", lambda *_, **__: (_ for _ in ()).throw(work.Pause)
     )
-    with pytest.raises(study.Pause):
-        study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    with pytest.raises(work.Pause):
+        work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
     [measured] = (tmp_path / "runs").glob("*/neighbours.csv")
     stamp = measured.stat().st_mtime_ns
     monkeypatch.undo()
-    study.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
     assert measured.stat().st_mtime_ns == stamp
     assert set(read(tmp_path / "smoke_similarity_staleness.csv").arm) == {"AT", "CAT"}
 
@@ -283,22 +282,22 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_pa
         long, name="long", trials=long.trials[:1], options={"keep_best": True, "tiny": True}
     )
     finals = replace(long, name="finals", kind="finals", options={"of": "long", "tiny": True})
-    monkeypatch.setattr(study, "pieces_of", lambda *_: [long, finals])
-    study.train(long, tmp_path / "runs", tmp_path, float("inf"))
-    with pytest.raises(study.Pause):
-        study.finals(finals, tmp_path / "runs", tmp_path, float("-inf"))
+    monkeypatch.setattr(work, "pieces_of", lambda *_: [long, finals])
+    work.train(long, tmp_path / "runs", tmp_path, float("inf"))
+    with pytest.raises(work.Pause):
+        work.finals(finals, tmp_path / "runs", tmp_path, float("-inf"))
     ticks = iter(
         [*[float("inf")] * 3, *[float("-inf")] * 99]
     )  # the time is up after three measurements
     monkeypatch.setattr(
-        study, "stop_at", lambda _: next(ticks) < 0 and (_ for _ in ()).throw(study.Pause)
+        work, "stop_at", lambda _: next(ticks) < 0 and (_ for _ in ()).throw(work.Pause)
     )
-    with pytest.raises(study.Pause):
-        study.finals(finals, tmp_path / "runs", tmp_path, 0)
+    with pytest.raises(work.Pause):
+        work.finals(finals, tmp_path / "runs", tmp_path, 0)
     [kept] = (tmp_path / "runs").glob("*/finals-best.json")
     assert len(json.loads(kept.read_text())) == 3
-    monkeypatch.setattr(study, "stop_at", lambda _: None)
-    study.finals(finals, tmp_path / "runs", tmp_path, 0)
+    monkeypatch.setattr(work, "stop_at", lambda _: None)
+    work.finals(finals, tmp_path / "runs", tmp_path, 0)
     table = read(tmp_path / "smoke_finals.csv")
     assert list(table.model) == ["best", "last"]
     parts = json.loads(kept.read_text())
@@ -306,15 +305,6 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_pa
         (parts["autoattack_0"] + parts["autoattack_4"]) / 2, abs=1e-4
     )
     assert (table["pgd_20_2"] <= table["accuracy"]).all()
-
-
-def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy():
-    probability = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
-    labels = torch.tensor(
-        [0, 0, 0, 1, 0, 1, 1, 1]
-    )  # 75 % right at confidence 0.9, 25 % right at confidence 0.6
-    error = study.calibration_error(torch.nn.Identity(), probability.log(), labels)
-    assert error == pytest.approx(0.5 * 0.15 + 0.5 * 0.35, abs=1e-6)
 
 
 def test_a_part_of_the_training_images_is_the_first_ones():
@@ -424,6 +414,6 @@ def test_the_rivals_go_on_from_a_checkpoint_as_if_nothing_had_happened(crafting)
 
 def test_deviations_are_those_of_the_pixels(real_data, digits):
     for data in (digits, real_data):
-        assert study.configuration()["deviations"][data.name] == round(
+        assert plan.configuration()["deviations"][data.name] == round(
             data.x_train[:5000].double().std().item() / 255, 4
         )

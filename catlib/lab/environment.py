@@ -1,4 +1,4 @@
-"""What this machine has of what the course needs, and what to do about the rest: `python -m catlib.lab.environment`."""
+"""What this machine has of what the course needs, and what to do about the rest: `catlib check`."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -11,52 +11,35 @@ from ..data import CLASSES, data_root
 from .panel import interactive
 
 INSTALL = "pip install -e '.[notebooks,test]' in the clone, then restart the kernel"
+Row = tuple[str, str, str, str]  # what, found, verdict, what to do
 
 
 def environment_report() -> pd.DataFrame:
-    """One row a thing: what was found, whether the course can run with it, and what to do. Shows no paths."""
-    rows = [("Python", sys.version.split()[0], "ok", "")]
-    try:
-        wanted = [Requirement(text) for text in requires("catlib")]
-    except PackageNotFoundError:
-        rows, wanted = [*rows, ("catlib", "not installed", "WRONG", INSTALL)], []
-    for need in wanted:
-        if need.marker is None or need.marker.evaluate({"extra": "notebooks"}):
-            rows.append((need.name, *_package(need)))
-    gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    rows.append(
-        (
-            "device",
-            device,
-            "ok",
-            "" if gpu else "enough for the defaults; for full-size runs a GPU is better",
-        )
-    )
-    for name in CLASSES:
-        if name == "digits" or (data_root() / f"{name}.npz").exists():
-            rows.append((f"data: {name}", "found", "ok", ""))
-        else:
-            rows.append(
-                (
-                    f"data: {name}",
-                    "not here",
-                    "ok",
-                    f"not needed by default; load_data('{name}') downloads it, "
-                    f"or set CATLIB_DATA to the folder that has {name}.npz",
-                )
-            )
-    rows.append(
-        ("widgets", "cannot be told from here", "ok", "try the slider below")
-        if interactive()
-        else (
-            "widgets",
-            "no front end",
-            "ok",
-            "panels run to their end; for live ones open the notebook in JupyterLab",
-        )
-    )
+    """One row a thing: what was found, whether the course can run with it, and what to do.
+
+    It shows no paths, as it is printed in a notebook that people share.
+    """
+    rows = [
+        ("Python", sys.version.split()[0], "ok", ""),
+        *_packages(),
+        _device(),
+        *(_dataset(name) for name in CLASSES),
+        _widgets(),
+    ]
     return pd.DataFrame(rows, columns=["what", "found", "verdict", "what to do"]).set_index("what")
+
+
+def _packages() -> list[Row]:
+    """A row for every package that catlib and its notebooks require."""
+    try:
+        wanted = [Requirement(text) for text in requires("catlib") or []]
+    except PackageNotFoundError:
+        return [("catlib", "not installed", "WRONG", INSTALL)]
+    return [
+        (need.name, *_package(need))
+        for need in wanted
+        if need.marker is None or need.marker.evaluate({"extra": "notebooks"})
+    ]
 
 
 def _package(need: Requirement) -> tuple[str, str, str]:
@@ -69,7 +52,25 @@ def _package(need: Requirement) -> tuple[str, str, str]:
     return found, "WRONG", f"needs {need.specifier}: {INSTALL}"
 
 
-if __name__ == "__main__":
-    report = environment_report()
-    print(report.to_string())
-    sys.exit(int((report.verdict != "ok").any()))
+def _device() -> Row:
+    if torch.cuda.is_available():
+        return ("device", torch.cuda.get_device_name(), "ok", "")
+    advice = "enough for the defaults; for full-size runs a GPU is better"
+    return ("device", f"CPU, {torch.get_num_threads()} threads", "ok", advice)
+
+
+def _dataset(name: str) -> Row:
+    if name == "digits" or (data_root() / f"{name}.npz").exists():
+        return (f"data: {name}", "found", "ok", "")
+    advice = (
+        f"not needed by default; load_data('{name}') downloads it, "
+        f"or set CATLIB_DATA to the folder that has {name}.npz"
+    )
+    return (f"data: {name}", "not here", "ok", advice)
+
+
+def _widgets() -> Row:
+    if interactive():
+        return ("widgets", "cannot be told from here", "ok", "try the slider below")
+    advice = "panels run to their end; for live ones open the notebook in JupyterLab"
+    return ("widgets", "no front end", "ok", advice)

@@ -35,7 +35,8 @@ from matplotlib.ticker import EngFormatter
 from ..data import CLASSES, data_root
 from ..training import Record, Training
 from .background import TURN, BackgroundTraining
-from .figures import COLOURS, COSTS, PALETTE
+from .compare import COSTS
+from .figures import COLOURS, PALETTE
 from .runs import Trial
 
 CONTROLS = ("alpha", "epsilon", "sampling_number", "dataset", "device")

@@ -6,13 +6,15 @@ import os
 import re
 from pathlib import Path
 
-from ..data import ROOT
+from .markdown import between
+from .paths import DOCS, NOTEBOOKS, README
 
 
 def write_site(notebooks, folder) -> None:
-    """Write executed `notebooks` as linked HTML pages with an index; nothing in them needs a network.
+    """Write executed notebooks as linked HTML pages with an index, readable without a network.
 
-    Equations become MathML, pictures are embedded, and plotly figures share one copy of plotly's script.
+    Equations become MathML, pictures are embedded, and plotly figures share one copy of plotly's
+    script.
     """
     import nbformat
     from latex2mathml.converter import convert
@@ -35,7 +37,7 @@ def write_site(notebooks, folder) -> None:
             return super().link(text, re.sub(r"^(\d\d_\w+)\.ipynb", r"\1.html", url), title)
 
     def markdown(source):
-        renderer = Renderer(escape=False, embed_images=True, path=str(ROOT / "notebooks"))
+        renderer = Renderer(escape=False, embed_images=True, path=str(NOTEBOOKS))
         return MarkdownWithMath(renderer=renderer).render(source)
 
     best_first = [
@@ -44,8 +46,10 @@ def write_site(notebooks, folder) -> None:
         "image/svg+xml",
         "image/png",
         "image/jpeg",
+        "text/markdown",
+        "text/latex",
+        "text/plain",
     ]
-    best_first += ["text/markdown", "text/latex", "text/plain"]
     exporter = HTMLExporter(
         template_name="classic",
         template_file=str(Path(__file__).with_name("page.html.j2")),
@@ -65,7 +69,10 @@ def write_site(notebooks, folder) -> None:
 
 
 def _summary(name, node) -> dict:
-    """What the index shows of a page: title, first paragraph, and the picture of its cell tagged "cover", else its first."""
+    """What the index shows of a page: its title, first paragraph and picture.
+
+    The picture is the first in a cell that is tagged "cover", else the first of all.
+    """
     text = "\n".join(cell.source for cell in node.cells if cell.cell_type == "markdown")
     title = re.search(r"^# (.+)$", text, re.M)
     lead = re.search(r"^(?![#>|!<*\-\s]).+[.!?]$", text, re.M)
@@ -77,9 +84,7 @@ def _summary(name, node) -> dict:
     )
 
 
-def write_course_map(
-    notebooks, readme: Path = ROOT / "README.md", pictures: Path = ROOT / "docs" / "course"
-) -> None:
+def write_course_map(notebooks, readme: Path = README, pictures: Path = DOCS / "course") -> None:
     """Renew the README's map of the course: of each notebook its title, a link and its cover."""
     import nbformat
     from PIL import Image
@@ -96,6 +101,5 @@ def write_course_map(
         fields.append(f'[{page["title"]}]({link})<br><img src="{image}" width="260" alt="">')
     rows = [fields[i : i + 3] for i in range(0, len(fields), 3)]
     table = ["| | | |", "| --- | --- | --- |", *("| " + " | ".join(row) + " |" for row in rows)]
-    before, rest = readme.read_text().split("<!-- course -->")
-    after = rest.split("<!-- /course -->")[1]
-    readme.write_text("\n".join([before + "<!-- course -->", *table, "<!-- /course -->" + after]))
+    text = between(readme.read_text(encoding="utf-8"), "course", "\n".join(table))
+    readme.write_text(text, encoding="utf-8")

@@ -31,8 +31,9 @@ def _remove_docstring(
 
 
 def _of_catlib() -> dict[str, str]:
-    files = [*_PACKAGE.glob("*.py"), *_PACKAGE.glob("kernels/*.py")]
-    files += [_PACKAGE / "lab" / name for name in _LABORATORY]
+    laboratory = _PACKAGE / "lab"
+    files = [path for path in _PACKAGE.rglob("*.py") if laboratory not in path.parents]
+    files += [laboratory / name for name in _LABORATORY]
     return {
         f"catlib/{path.relative_to(_PACKAGE).as_posix()}": digest(path.read_text("utf-8"))
         for path in sorted(files)

@@ -1,6 +1,7 @@
-"""What ``make bench`` leaves: data/results/benchmarks_<device>.csv, the table of bars on the screen, and a plot.
+"""What ``make bench`` leaves: data/results/benchmarks_<device>.csv, a table of bars and a plot.
 
-``python tests/benchmarks/report.py`` prints the table again, draws the plot and fills the README, all from the file.
+``python tests/benchmarks/report.py`` prints the table again, draws the plot and fills the README,
+all from the file.
 """
 
 import csv
@@ -71,9 +72,11 @@ def header(device, hardware, threads, loads):
         f"command: make bench DEVICE={device}",
         f"device: {hardware}; {threads} thread; load average over the run: {loads}",
         f"python {platform.python_version()}, {versions}",
-        "data: MNIST and CIFAR-10, the first images of the test sets; weights, starts and draws from seed 0",
-        "value: a ratio is the median over rounds of the ratio within a round, contenders in turns; seconds: median of a round, "
-        "process time on a CPU, wall time on a GPU",
+        "data: MNIST and CIFAR-10, the first images of the test sets; "
+        "weights, starts and draws from seed 0",
+        "value: a ratio is the median over rounds of the ratio within a round, "
+        "contenders in turns; "
+        "seconds: median of a round, process time on a CPU, wall time on a GPU",
         "met: yes, no, open (not measured on this device), or empty where there is no bar",
     ]
 
@@ -95,30 +98,32 @@ def table(rows):
     return lines
 
 
-def closest(rows):
-    """One line for each of the nine: of its measurements, that which comes closest to its bar."""
-    lines = ["| | what | closest to its bar | measured | bar |", "| --- | --- | --- | --- | --- |"]
+def worst(rows):
+    """One line for each of the nine rows: its worst result against its target."""
+    lines = [
+        "| | what | worst result against its target | measured | target |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for number, what in WHAT.items():
         barred = [r for r in rows if r["row"] == number and r["bar"]]
         measured = [r for r in barred if r["value"] != ""]
         if measured:
             row = max(measured, key=lambda r: share_of_bar(float(r["value"]), r["bar"]))
-            lines.append(
-                f"| **{number}** | {what} | {row['measure']} | {float(row['value']):.3g} | {row['bar']} |"
-            )
+            cells = [row["measure"], f"{float(row['value']):.3g}", row["bar"]]
         else:
-            lines.append(
-                f"| **{number}** | {what} | {OPEN} | — | {', '.join(r['bar'] for r in barred)} |"
-            )
+            cells = [OPEN, "—", ", ".join(r["bar"] for r in barred)]
+        lines.append(f"| **{number}** | {what} | {' | '.join(cells)} |")
     return lines
 
 
 def share_of_bar(value, bar):
-    """Above 1: missed. Counts of which none is allowed come last while there are none."""
+    """How much of its target a value uses up; above 1 the target is missed."""
     limit = float(bar[2:])
     if bar.startswith(">="):
         return limit / value
-    return value / limit if limit else (float("inf") if value else 0.0)
+    if limit == 0:  # a count of which none is allowed
+        return 0.0 if value == 0 else float("inf")
+    return value / limit
 
 
 def plot(device):
@@ -193,25 +198,28 @@ def plot(device):
 
 
 def fill_readme(device):
-    """The plot, what lies closest to its bar, and all rows folded away, between the README's two marks."""
-    file, mark = ROOT / "README.md", ("<!-- benchmarks -->", "<!-- /benchmarks -->")
-    before, rest = file.read_text().split(mark[0])
+    """The plot, the worst results, and all rows folded away, between the README's two markers."""
+    from catlib.lab.markdown import between
+    from catlib.lab.paths import README
+
+    head = path(device).read_text().splitlines()
+    hardware = next(line for line in head if line.startswith("# device: "))
     lines = [
-        line[2:].strip()
-        for line in path(device).read_text().splitlines()
-        if line.startswith("# device")
+        f"![Attacks side by side, and a sampling step](docs/benchmarks_{device}.png)",
+        "",
+        f"By `make bench`, on one {hardware.removeprefix('# device: ')}. "
+        "A ratio below 1 is faster than the peer.",
+        "",
+        *worst(read(device)),
+        "",
+        "<details><summary>Every row, and what each trick brings</summary>",
+        "",
+        *table(read(device)),
+        "",
+        "</details>",
     ]
-    text = "\n".join(
-        [
-            f"![Attacks side by side, and a sampling step](docs/benchmarks_{device}.png)\n",
-            f"By `make bench`, on one {lines[0].removeprefix('device: ')}. A ratio below 1 is faster than the peer.\n",
-            *closest(read(device)),
-            "\n<details><summary>Every row, and what each trick brings</summary>\n",
-            *table(read(device)),
-            "\n</details>\n",
-        ]
-    )
-    file.write_text(f"{before}{mark[0]}\n{text}{mark[1]}{rest.split(mark[1])[1]}")
+    text = between(README.read_text(encoding="utf-8"), "benchmarks", "\n".join(lines))
+    README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

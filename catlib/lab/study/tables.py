@@ -1,0 +1,209 @@
+"""The tables of the study: records of finished runs as CSV, below lines on their origin."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ...files import write_whole
+from ..runs import Trial, is_done
+from .plan import Piece
+
+DIGITS = {
+    "seconds": 2,
+    "loss": 4,
+    "coverage": 4,
+    "accuracy": 4,
+    "robust_accuracy": 4,
+    "batch_accuracy": 4,
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done: its arm, its trial, its folder, and what its run.json says."""
+
+    arm: str
+    trial: Trial
+    folder: Path
+    info: dict
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm}, seed {self.trial.seed}"
+
+
+def finished_in(folder: Path, arm: str, trial: Trial) -> Finished:
+    """The finished run in a folder."""
+    info = json.loads((folder / "run.json").read_text())
+    return Finished(arm, trial, folder, info)
+
+
+def finished_runs(piece: Piece, runs: Path) -> list[Finished]:
+    """The runs of a piece that are done, in the order of its trials."""
+    return [
+        finished_in(runs / trial.id, arm, trial)
+        for arm, trial in piece.trials
+        if is_done(runs / trial.id)
+    ]
+
+
+def write_table(piece: Piece, runs: Path, results: Path) -> None:
+    """Write the table of a piece of kind "train" from its finished runs, if any has records."""
+    finished = finished_runs(piece, runs)
+    table = rows_of(piece, finished)
+    if table.empty:
+        return
+    diverged = [one.label for one in finished if "diverged" in one.info]
+    notes = {"diverged": "; ".join(diverged)} if diverged else {}
+    write_result(piece, table, finished, results, notes)
+
+
+def rows_of(piece: Piece, finished: list[Finished]) -> pd.DataFrame:
+    """One row an evaluation: arm, seed, settings in which the trials differ, what was measured.
+
+    What was measured at the end of a run stands on its last row.
+    """
+    varying = varying_settings(piece)
+    tables = []
+    for one in finished:
+        records = pd.read_csv(one.folder / "records.csv").round(DIGITS).drop(columns="examples")
+        if records.empty:
+            continue
+        for name, value in one.info["final"].items():
+            records[f"final_{name}"] = [None] * (len(records) - 1) + [round(value, 4)]
+        names = {"arm": one.arm, "seed": one.trial.seed}
+        names |= {name: getattr(one.trial, name) for name in varying}
+        tables.append(pd.DataFrame(names, index=records.index).join(records))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def varying_settings(piece: Piece) -> list[str]:
+    """The settings in which the trials of a piece differ, the seed aside."""
+    names = [field.name for field in fields(Trial) if field.name != "seed"]
+    return [name for name in names if len({getattr(trial, name) for _, trial in piece.trials}) > 1]
+
+
+def write_result(
+    piece: Piece,
+    table: pd.DataFrame,
+    finished: list[Finished],
+    results: Path,
+    notes: dict | None = None,
+) -> None:
+    """Write the table below its header.
+
+    A table of some of a piece's runs never replaces one of more of them.
+    """
+    path = results / f"{piece.table}.csv"
+    complete = len(finished) == len(piece.trials)
+    there = runs_in(path)
+    if there > len(finished) and not complete:
+        if len(finished) == 1:  # said once, not after every run
+            print(
+                f"{path.name} stays as it is, of {there} runs, until this study has as many",
+                flush=True,
+            )
+        return
+    results.mkdir(parents=True, exist_ok=True)
+    lines = header(piece, finished) | (notes or {})
+    head = [piece.about, *(f"{key}: {value}" for key, value in lines.items())]
+    text = "".join(f"# {line}\n" for line in head)
+    text += table.to_csv(index=False, lineterminator="\n")
+    write_whole(path, text.encode())
+
+
+def runs_in(path: Path) -> int:
+    """How many runs a table that was written before holds; 0 if there is none."""
+    if not path.exists():
+        return 0
+    found = re.search(r"^# runs: (\d+) of", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def header(piece: Piece, finished: list[Finished]) -> dict[str, str]:
+    """What one must know to believe the table: the settings of its runs, then their origin."""
+    trials = [one.trial for one in finished]
+    infos = [one.info for one in finished]
+    lines = training_lines(trials)
+    if piece.kind == "train":
+        lines |= evaluation_lines(trials)
+    lines["seeds"] = " ".join(sorted({str(trial.seed) for trial in trials}, key=int))
+    lines["runs"] = f"{len(finished)} of {len(piece.trials)}"
+    threads = in_one_line(info["threads"] for info in infos)
+    lines["device"] = f"{in_one_line(info['device'] for info in infos)}, {threads} threads"
+    lines["versions"] = in_one_line(version_line(info) for info in infos)
+    lines["code"] = in_one_line(info["revision"] for info in infos)
+    lines["command"] = piece.command
+    return lines
+
+
+def training_lines(trials: list[Trial]) -> dict[str, str]:
+    """Data, model, threat model, attack and update, each value once."""
+
+    def of(name: str) -> str:
+        return values_of(trials, name)
+
+    dataset = of("dataset")
+    if of("train_size") != "None":
+        dataset += f", first {of('train_size')} training images"
+    step_size = of("step_size").replace("None", "2.5 epsilon / steps")
+    return {
+        "dataset": dataset,
+        "model": of("model"),
+        "threat model": f"{of('norm')}, epsilon {of('epsilon')}, images in [0, 1]",
+        "training attack": (
+            f"{of('crafting')}, {of('steps')} steps of {step_size}, "
+            f"{of('restarts')} restarts, rule {of('rule')}"
+        ),
+        "update": (
+            f"{of('optimizer')}, learning rate {of('learning_rate')}, schedule {of('schedule')}, "
+            f"weight decay {of('weight_decay')}, batch {of('sampling_number')}, "
+            f"augmentation {of('augment')}, "
+            f"epsilon grows over {of('epsilon_warm_up')} iterations"
+        ),
+    }
+
+
+def evaluation_lines(trials: list[Trial]) -> dict[str, str]:
+    """On what the runs were evaluated, how often, by which attack."""
+
+    def of(name: str) -> str:
+        return values_of(trials, name)
+
+    lines = {
+        "evaluation": (
+            f"first {of('evaluation_size')} test images, PGD-{of('evaluation_steps')}, "
+            f"one random start, rule {of('evaluation_rule')}; "
+            f"tick: every {of('evaluate_every')} iterations; "
+            f"batch_accuracy is on the training batch, before its update"
+        )
+    }
+    if any(trial.final_restarts for trial in trials):
+        images = of("final_size").replace("None", "all")
+        lines["final"] = (
+            f"PGD-{of('evaluation_steps')} with {of('final_restarts')} restarts "
+            f"on {images} test images"
+        )
+    return lines
+
+
+def values_of(trials: list[Trial], name: str) -> str:
+    """The values of a setting, each once."""
+    values = dict.fromkeys(getattr(trial, name) for trial in trials)
+    return " | ".join(
+        f"{value:.4g}" if isinstance(value, float) else str(value) for value in values
+    )
+
+
+def version_line(info: dict) -> str:
+    return ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+
+
+def in_one_line(values: Iterable[Any]) -> str:
+    """Different values in the order in which they first come."""
+    return " | ".join(dict.fromkeys(str(value) for value in values))

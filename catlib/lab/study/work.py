@@ -1,0 +1,393 @@
+"""The work of the study: every kind of piece as jobs that are done once and saved one by one.
+
+A job that is saved is never repeated, so a study that was paused or killed goes on with the first
+that is not.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from catlib import PGD, Training
+from catlib.training import Record
+
+from ...files import write_whole
+from ..batch import execute, parameter_names
+from ..judge import AUTOATTACK_PART, Measurement, measurements, together
+from ..paths import NOTEBOOKS, RESULTS, ROOT
+from ..runs import Trial, build_training, is_done, provenance, run, write_json
+from ..similarity import neighbour_similarity, staleness
+from ..site import write_site
+from .plan import Piece, pieces_of
+from .tables import Finished, finished_in, finished_runs, write_result, write_table
+
+
+class Pause(Exception):
+    """The time that was given is over; what was done is saved."""
+
+
+def study(
+    profile: str,
+    names: Sequence[str] = (),
+    *,
+    scale: str = "full",
+    minutes: float | None = None,
+    runs: Path | None = None,
+    results: Path | None = None,
+) -> bool:
+    """Run the pieces of a profile, or those named.
+
+    Args:
+        minutes: stop, saved, after so long; None goes on to the end.
+        runs: folder of the runs; None is ``runs/study/<profile>`` (with ``-tiny`` at that scale).
+        results: folder of the tables; None is ``data/results``, for smoke and tiny ``results``
+            beside the runs.
+
+    Returns: True when all of it is done, False when the time was up before.
+
+    Raises: ValueError: there is no such profile, or it has no piece of one of the names.
+    """
+    runs, results = folders(profile, scale, runs, results)
+    deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+    pieces = pieces_of(profile, scale)
+    unknown = set(names) - {piece.name for piece in pieces}
+    if unknown:
+        raise ValueError(
+            f"{profile} has no piece {', '.join(sorted(unknown))}; "
+            f"it has: {', '.join(piece.name for piece in pieces)}."
+        )
+    chosen = [piece for piece in pieces if not names or piece.name in names]
+    try:
+        for piece in chosen:
+            KINDS[piece.kind](piece, runs, results, deadline)
+    except Pause:
+        return False
+    return True
+
+
+def folders(
+    profile: str, scale: str, runs: Path | None = None, results: Path | None = None
+) -> tuple[Path, Path]:
+    """Where the runs and the tables of a study lie; None is the usual place."""
+    trying = scale == "tiny" or profile == "smoke"
+    if runs is None:
+        runs = ROOT / "runs" / "study" / (f"{profile}-tiny" if scale == "tiny" else profile)
+    if results is None:
+        results = Path(runs) / "results" if trying else RESULTS
+    return Path(runs), Path(results)
+
+
+def progress(profile: str, scale: str, runs: Path | None = None) -> Iterator[tuple[Piece, int]]:
+    """The pieces of a profile, each with how many of its trials are done."""
+    runs, _ = folders(profile, scale, runs)
+    for piece in pieces_of(profile, scale):
+        if piece.kind == "similarity":
+            done = [is_done(similarity_folder(runs, trial)) for _, trial in piece.trials]
+        else:
+            done = [is_done(runs / trial.id) for _, trial in piece.trials]
+        yield piece, sum(done)
+
+
+def stop_at(deadline: float) -> None:
+    """Raise Pause once the time of the monotonic clock is past ``deadline``."""
+    if time.monotonic() > deadline:
+        raise Pause
+
+
+# ------------------------------------------------------------------ train: the usual piece
+
+
+def train(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
+    """Run the trials, and write the table anew after each."""
+    for number, (arm, trial) in enumerate(piece.trials, 1):
+        if is_done(runs / trial.id):
+            continue
+        stop_at(deadline)
+        started = time.monotonic()
+        outcome = train_one(trial, runs, deadline, keep_best=piece.options.get("keep_best", False))
+        which = f"{piece.table} {number}/{len(piece.trials)}  {arm}, seed {trial.seed}"
+        print(f"{which}: {outcome}, {time.monotonic() - started:.0f} s", flush=True)
+        write_table(piece, runs, results)
+    write_table(piece, runs, results)
+
+
+def train_one(trial: Trial, runs: Path, deadline: float, *, keep_best: bool) -> str:
+    """Run a trial to its end and say how it ended: "done" or "diverged".
+
+    Args:
+        keep_best: keep its best and its last weights; otherwise no weights stay.
+
+    Raises: Pause: the time was up; the run goes on from its checkpoint.
+    """
+    folder = runs / trial.id
+
+    def observe(training: Training, record: Record) -> None:
+        if record.robust_accuracy is None:  # only iterations that are evaluated are saved
+            return
+        if keep_best:
+            save_if_best(training, record.iteration, record.robust_accuracy, folder / "best.pt")
+        stop_at(deadline)
+
+    outcome = "done"
+    try:
+        run(trial, runs, observe=observe)
+    except FloatingPointError as error:  # this is a result of the study, not a failure of the run
+        record_divergence(trial, folder, error)
+        outcome = "diverged"
+    if not keep_best:
+        # 90 MB for a ResNet-18, and a run that is done does not need it again
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return outcome
+
+
+def save_if_best(training: Training, iteration: int, robust_accuracy: float, path: Path) -> None:
+    """Save the weights if their robust accuracy is the best so far."""
+    best = -1.0
+    if path.exists():
+        best = torch.load(path, weights_only=True)["robust_accuracy"]
+    if robust_accuracy > best:
+        state = {
+            "model": training.model.state_dict(),
+            "robust_accuracy": robust_accuracy,
+            "iteration": iteration,
+        }
+        write_whole(path, lambda temporary: torch.save(state, temporary))
+
+
+def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
+    """A run whose loss became NaN or infinite ends there: it is done, with its records so far."""
+    if not (folder / "records.csv").exists():
+        columns = [*(field.name for field in fields(Record)), "batch_accuracy"]
+        write_whole(folder / "records.csv", (",".join(columns) + "\n").encode())
+    info = provenance(trial, build_training(trial))
+    ending = {"diverged": str(error), "final": {}}
+    write_json(folder / "run.json", {"status": "done", **info, **ending})
+
+
+# ------------------------------------------------------------------ similarity: Fig. 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the two tables that are measured of every trial."""
+
+    name: str
+    suffix: str  # of the piece's table
+    measure: Callable[[Training, Trial, dict], pd.DataFrame]
+
+
+def similarity(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
+    """Fig. 1 from runs of its own, and how well an old weight still ranks examples."""
+    finished = []
+    for arm, trial in piece.trials:
+        folder = similarity_folder(runs, trial)
+        new = not is_done(folder)
+        if new:
+            measure_similarity(piece, arm, trial, folder, deadline)
+        finished.append(finished_in(folder, arm, trial))
+        if new:
+            write_similarity(piece, finished, results)
+    write_similarity(piece, finished, results)
+
+
+def similarity_folder(runs: Path, trial: Trial) -> Path:
+    return runs / f"similarity-{trial.id}"
+
+
+def measure_similarity(piece: Piece, arm: str, trial: Trial, folder: Path, deadline: float) -> None:
+    """Measure the parts that the folder lacks, each along a training of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        path = folder / f"{part.name}.csv"
+        if path.exists():
+            continue
+        stop_at(deadline)
+        started = time.monotonic()
+        training = build_training(trial)
+        training.evaluate_every = 0
+        table = part.measure(training, trial, piece.options)
+        write_whole(path, table.to_csv(index=False).encode())
+        seconds = time.monotonic() - started
+        print(f"{piece.table}  {part.name}, {arm}, seed {trial.seed}: {seconds:.0f} s", flush=True)
+    info = provenance(trial, build_training(trial))
+    write_json(folder / "run.json", {"status": "done", **info})
+
+
+def measure_neighbours(training: Training, trial: Trial, options: dict) -> pd.DataFrame:
+    count = 16 if options["tiny"] else options.get("images", 200)
+    images, labels = training.data.test(slice(count))
+    return neighbour_similarity(training, images, labels, gaps=(1, 10), attack=trial.attack())
+
+
+def measure_staleness(training: Training, trial: Trial, options: dict) -> pd.DataFrame:
+    count = 64 if options["tiny"] else 1000
+    examples = torch.arange(min(count, len(training.data.y_train)))
+    if trial.iterations is None:
+        raise ValueError("iterations is None; staleness is measured over a given number of them.")
+    return staleness(training, examples=examples, every=max(1, trial.iterations // 6))
+
+
+PARTS = (
+    Part("neighbours", "", measure_neighbours),
+    Part("staleness", "_staleness", measure_staleness),
+)
+
+
+def write_similarity(piece: Piece, finished: list[Finished], results: Path) -> None:
+    """The two tables, from the parts of the finished runs."""
+    for part in PARTS:
+        tables = [
+            read_part(one.folder / f"{part.name}.csv").assign(arm=one.arm).round(4)
+            for one in finished
+        ]
+        named = replace(piece, name=piece.name + part.suffix)
+        write_result(named, pd.concat(tables, ignore_index=True), finished, results)
+
+
+def read_part(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except pd.errors.EmptyDataError:  # no group of examples was large enough
+        return pd.DataFrame()
+
+
+# ------------------------------------------------------------------ notebook
+
+
+def notebook(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
+    """A notebook of the course at the scale of the paper, and its page beside the results.
+
+    Its own runs are what takes long. They go on from their checkpoints, so it may be cut off in any
+    cell.
+    """
+    target = results / "notebooks" / f"{piece.options['notebook']}.ipynb"
+    page = target.with_suffix(".html")
+    if page.exists():
+        return
+    if not target.exists():
+        stop_at(deadline)
+        execute_notebook(piece, target, runs, deadline)
+    write_site([target], target.parent)
+    print(f"{piece.table}: {target.name}, {page.name}", flush=True)
+
+
+def execute_notebook(piece: Piece, target: Path, runs: Path, deadline: float) -> None:
+    """Execute the notebook with those of the piece's parameters that it has."""
+    from nbclient.exceptions import CellTimeoutError
+
+    source = NOTEBOOKS / target.name
+    values = piece.options["tiny_parameters" if piece.options["tiny"] else "parameters"]
+    values = values | {"output_dir": str(runs / source.stem)}
+    names = parameter_names(source)
+    seconds = min(deadline - time.monotonic(), 3600)
+    try:
+        execute(
+            source,
+            target,
+            {name: value for name, value in values.items() if name in names},
+            timeout=max(int(seconds), 1),
+        )
+    except CellTimeoutError:
+        stop_at(deadline)
+        raise
+
+
+# ------------------------------------------------------------------ finals, after a long run
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """Weights that a long run left, and the iteration after which they were saved."""
+
+    name: str
+    weights: dict
+    iteration: int
+
+
+def finals(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
+    """Judge the best and the last model of each finished long run."""
+    scale = "tiny" if piece.options["tiny"] else "full"
+    long = next(p for p in pieces_of(piece.profile, scale) if p.name == piece.options["of"])
+    finished = finished_runs(long, runs)
+    rows = [row for one in finished for row in judge_run(one, piece.options, deadline)]
+    if rows:
+        write_result(replace(piece, trials=long.trials), pd.DataFrame(rows), finished, results)
+
+
+def judge_run(one: Finished, options: dict, deadline: float) -> list[dict]:
+    """A row for each of the run's final models."""
+    training = build_training(one.trial)
+    records = pd.read_csv(one.folder / "records.csv").set_index("iteration")
+    rows = []
+    for final in final_models(one.folder, records.index[-1], training.device):
+        training.model.load_state_dict(final.weights)
+        jobs = final_measurements(training, one.trial, options)
+        measured = do_missing(jobs, one.folder / f"finals-{final.name}.json", deadline)
+        row = {
+            "arm": one.arm,
+            "seed": one.trial.seed,
+            "model": final.name,
+            "iteration": final.iteration,
+            "coverage": round(records.coverage[final.iteration], 4),
+        }
+        row |= {
+            name: round(value, 4)
+            for name, value in together(measured, autoattack_size(options)).items()
+        }
+        rows.append(row)
+    return rows
+
+
+def autoattack_size(options: dict) -> int:
+    """How many test images AutoAttack is given."""
+    return 8 if options["tiny"] else options["autoattack_size"]
+
+
+def final_measurements(
+    training: Training, trial: Trial, options: dict
+) -> Iterator[tuple[str, Measurement]]:
+    """What is measured of a final model; at the scale "tiny" on a few images, by one attack."""
+    tiny = options["tiny"]
+    images, labels = training.data.test(slice(32 if tiny else None))
+    attack = trial.judge(restarts=2 if tiny else 10)
+    if not isinstance(attack, PGD):
+        raise ValueError(f"a final model is judged by PGD, not by {type(attack).__name__}.")
+    return measurements(
+        training.model,
+        images,
+        labels,
+        attack,
+        autoattack=autoattack_size(options),
+        part=4 if tiny else AUTOATTACK_PART,
+        attacks=["apgd-ce"] if tiny else None,
+    )
+
+
+def final_models(folder: Path, last_iteration: int, device: torch.device) -> list[FinalModel]:
+    best = torch.load(folder / "best.pt", weights_only=True, map_location=device)
+    last = torch.load(folder / "checkpoint.pt", weights_only=True, map_location=device)
+    return [
+        FinalModel("best", best["model"], best["iteration"]),
+        FinalModel("last", last["training"]["model"], last_iteration),
+    ]
+
+
+def do_missing(
+    jobs: Iterable[tuple[str, Callable[[], float]]], path: Path, deadline: float
+) -> dict[str, float]:
+    """Do the jobs whose results a JSON file lacks, and save it after each; all results by name."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name, job in jobs:
+        if name not in results:
+            stop_at(deadline)
+            results[name] = job()
+            write_json(path, results)
+    return results
+
+
+KINDS = {"train": train, "similarity": similarity, "notebook": notebook, "finals": finals}
