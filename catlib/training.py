@@ -320,12 +320,12 @@ class Training(Iterator[Record]):
             self._refuse("information gain", gain)
         loss.backward()
         if on_host:
-            self._refuse("gradient", self._largest_gradients())
+            self._refuse("norm of the gradient", self._gradient_norms())
         self.optimizer.step()
         return loss.detach(), kept, gain
 
-    def _largest_gradients(self) -> Tensor:
-        """The largest absolute entry of each parameter's gradient."""
+    def _gradient_norms(self) -> Tensor:
+        """The norm of each parameter's gradient."""
         gradients = []
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -333,7 +333,7 @@ class Training(Iterator[Record]):
                     gradients.append(parameter.grad)
         if not gradients:
             return torch.zeros(1)
-        return torch.stack(torch._foreach_norm(gradients, torch.inf))
+        return torch.stack(torch._foreach_norm(gradients))
 
     def _refuse(self, name: str, values: Tensor) -> None:
         """Raise FloatingPointError if one of the values is not finite."""
