@@ -3,6 +3,7 @@ DATASET ?= digits# or mnist, fashion_mnist, cifar10
 PROFILE ?= smoke#  or cpu, paper
 DEVICE  ?= cpu#    or cuda
 JOBS    ?= 2#      tests at a time
+WORKERS ?=#        runs at a time in run and study
 VENV    ?= .venv
 
 PYTHON := $(VENV)/bin/python
@@ -24,7 +25,7 @@ help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(READY)  ## execute the notebooks on DATASET and print the AT-against-CAT table
-	$(PYTHON) -m catlib.lab run --dataset $(DATASET)
+	$(PYTHON) -m catlib.lab run --dataset $(DATASET) $(if $(WORKERS),--workers $(WORKERS))
 
 # What is watched in a browser is timed, so it runs alone. In the rest a worker gets a file at a time
 # (loadscope), since the cells of a notebook share a kernel.
@@ -40,7 +41,7 @@ bench: $(READY)  ## measure against other implementations on DEVICE
 	CATLIB_DEVICE=$(DEVICE) $(PYTHON) -m pytest tests/benchmarks
 
 study: $(READY)  ## run the study of the paper's claims at the size PROFILE
-	$(PYTHON) -m catlib.lab study --profile $(PROFILE)
+	$(PYTHON) -m catlib.lab study --profile $(PROFILE) $(if $(WORKERS),--workers $(WORKERS))
 
 course: $(READY)  ## write the executed notebooks as a static site to runs/course
 	$(PYTHON) -m catlib.lab course --dataset $(DATASET)
