@@ -150,7 +150,7 @@ def inside(root: Path, name: str) -> Path:
     return root / name
 
 
-# ------------------------------------------------------------------ from what was asked for to units
+# ------------------------------------------------------------------ what is asked for, as units
 
 
 def parameters_for(what: str) -> dict[str, Parameter]:
