@@ -1,4 +1,7 @@
-"""Case-aware adversarial training (CAT; Fan, Liu and Chen, arXiv 2204.09398): what one puts into one's own loop."""
+"""Case-aware adversarial training (CAT; Fan, Liu and Chen, arXiv 2204.09398).
+
+The parts of the method, each usable in a training loop of one's own.
+"""
 
 from .attacks import PGD, pgd
 from .data import Data, crop_and_flip, load_data

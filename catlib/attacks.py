@@ -1,17 +1,25 @@
-"""Eq. 2: projected gradient descent (PGD) on images, the inner maximisation of adversarial training (Eq. 1)."""
+"""Eq. 2: projected gradient descent (PGD) on images, the inner maximisation of Eq. 1."""
 
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels.convolution import first_layers
+from .interrupts import Interrupts
+from .kernels.convolution import fast_first_layers
 from .kernels.step import compiled_step
+from .modes import attack_mode
 
-RULES, NORMS, BATCH_NORM_MODES = ("sign", "gradient"), ("linf", "l2"), ("eval", "train")
+RULES = ("sign", "gradient")
+NORMS = ("linf", "l2")
+BATCH_NORM_MODES = ("eval", "train")
+
+# Far beyond any image, and its square is still a float32. What is larger would only overflow.
+LARGE = 1e13
 
 
 def pgd(
@@ -31,44 +39,62 @@ def pgd(
     batch_size: int = 512,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Eq. 2: $\delta^j = \mathrm{Proj}_\epsilon(\delta^{j-1} + \eta\,\mathrm{sign}\,\nabla_\delta L(F(x+\delta^{j-1}), y))$.
+    r"""Eq. 2: $\delta^j = \mathrm{Proj}_\epsilon(\delta^{j-1} + \eta\,\mathrm{sign}\,g^j)$.
+
+    $g^j = \nabla_\delta L(F(x + \delta^{j-1}), y)$ is the gradient of the loss on the image.
 
     Args:
-        model: images (B, C, H, W) to logits (B, K). Left exactly as it was: modes, statistics, gradients.
-        images: (B, C, H, W), float32 or float64, in [0, 1].
-        labels: (B,), integers in 0..K-1.
-        epsilon: radius of the ball, in units of the images; ``norm`` is "linf" or "l2".
+        model: F, from images (B, C, H, W) to logits (B, K). It is left as it was found: modes,
+            batch-norm statistics, gradients.
+        images: x, (B, C, H, W), float32 or float64, in [0, 1].
+        labels: y, (B,), integers in 0..K-1.
+        epsilon: radius of the ball, in units of the images.
         step_size: $\eta$, in units of the images; None is 2.5 epsilon / steps.
         steps: m of Eq. 2, the number of forward-backward passes of a restart.
         restarts: independent random starts; an example keeps the one with the largest loss.
-        random_start: $\delta^0$ uniform in the linf ball (l2: uniform direction and radius); else $\delta^0 = 0$.
-        rule: "sign", the usual step (l2: the normalised gradient), or "gradient", Eq. 2 exactly as printed,
-            which adds the raw gradient of an example's own loss and has no step size.
-        batch_norm: mode of batch norm during the attack; "train" uses the batch's statistics, stores none.
-        early_stop: for evaluation: an example stops, and costs no more, at its first misclassified iterate, the image included.
-        batch_size: images in one forward pass, at most, when restarts or survivors are packed together.
-        generator: where random starts come from; None takes fresh entropy. Never the global state.
-    Returns: adversarial images, detached, shaped like ``images``, in the ball and in [0, 1].
-    Raises: ValueError, TypeError: for any argument outside what is written here; nothing was changed.
+        random_start: $\delta^0$ is uniform in the linf ball; in the l2 ball its direction and its
+            length are uniform. Without a random start, $\delta^0 = 0$.
+        rule: "sign" is the usual step (l2: the gradient divided by its length). "gradient" is Eq. 2
+            exactly as printed: it adds the gradient of an example's own loss, and has no step size.
+        norm: of the ball, "linf" or "l2".
+        batch_norm: "eval" attacks with the stored statistics of batch norm; "train" with those of
+            the batch, and stores none. With "train" an example's result therefore depends on the
+            examples that share its forward pass, and so on ``batch_size`` when there are several
+            restarts, and with ``early_stop`` on who else survives.
+        early_stop: for evaluation. An example stops, and costs no more, at its first misclassified
+            iterate; the image itself counts as one. An iterate with a logit or a gradient that is
+            not finite counts as misclassified.
+        batch_size: the most images in one forward pass when restarts or survivors are packed
+            together.
+        generator: where random starts come from. None takes fresh entropy, never the global state.
+
+    Returns: adversarial images, detached, shaped like ``images``, in the ball and in [0, 1]. They
+        are finite whatever the model returns: a pixel whose gradient is NaN does not move.
+
+    Raises: ValueError, TypeError: an argument, or what the model returns, is outside what is
+        written here. KeyboardInterrupt: Ctrl-C, between two steps. The model is as before.
     """
     attack = PGD(
-        epsilon,
-        step_size,
-        steps,
-        restarts,
-        random_start,
-        rule,
-        norm,
-        batch_norm,
-        early_stop,
-        batch_size,
+        epsilon=epsilon,
+        step_size=step_size,
+        steps=steps,
+        restarts=restarts,
+        random_start=random_start,
+        rule=rule,
+        norm=norm,
+        batch_norm=batch_norm,
+        early_stop=early_stop,
+        batch_size=batch_size,
     )
     return attack(model, images, labels, generator=generator)
 
 
 @dataclass(frozen=True)
 class PGD:
-    """The settings of :func:`pgd` as a value: ``attack = PGD(8 / 255); attack(model, images, labels)``."""
+    """The settings of :func:`pgd` as a value.
+
+    ``attack = PGD(8 / 255)``, then ``attack(model, images, labels)``.
+    """
 
     epsilon: float = 8 / 255
     step_size: float | None = None
@@ -80,25 +106,27 @@ class PGD:
     batch_norm: str = "eval"
     early_stop: bool = False
     batch_size: int = 512
-    compile: bool = False  # a step as one compiled graph: for many batches of one shape; takes a minute at first
+    # a step as one compiled graph: for many batches of one shape; the first takes a minute
+    compile: bool = False
 
-    def __post_init__(self):
-        for name, low in (("steps", 0), ("restarts", 1), ("batch_size", 1)):
-            if not isinstance(value := getattr(self, name), Integral) or value < low:
-                raise ValueError(f"{name} is {value!r}; it must be an integer of at least {low}.")
-        if self.step_size is None and isinstance(self.epsilon, Real):
-            object.__setattr__(self, "step_size", 2.5 * self.epsilon / max(self.steps, 1))
-        for name in ("epsilon", "step_size"):
-            if not isinstance(value := getattr(self, name), Real) or not 0 <= value < float("inf"):
-                raise ValueError(
-                    f"{name} is {value!r}; it must be a finite number of at least 0, in units of images in [0, 1]."
-                )
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps, at_least=0)
+        check_count("restarts", self.restarts, at_least=1)
+        check_count("batch_size", self.batch_size, at_least=1)
+        # a frozen dataclass lets no other assignment fill its own fields
+        object.__setattr__(self, "epsilon", _number("epsilon", self.epsilon))
+        step_size = self.step_size
+        if step_size is None:
+            step_size = 2.5 * self.epsilon / max(self.steps, 1)
+        object.__setattr__(self, "step_size", _number("step_size", step_size))
         for name, allowed in (("rule", RULES), ("norm", NORMS), ("batch_norm", BATCH_NORM_MODES)):
-            if (value := getattr(self, name)) not in allowed:
+            value = getattr(self, name)
+            if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(
-                f"restarts is {self.restarts} with random_start=False: all restarts would be the same; use 1."
+                f"restarts is {self.restarts} with random_start=False: "
+                f"all restarts would be the same; use 1."
             )
 
     def __call__(
@@ -110,32 +138,63 @@ class PGD:
         generator: torch.Generator | None = None,
         check: bool = True,
     ) -> Tensor:
-        """Adversarial images; see :func:`pgd`. ``check=False`` trusts the images and labels (no wait for a GPU)."""
+        """Adversarial images; see :func:`pgd`.
+
+        ``check=False`` trusts the images and labels, and so does not wait for a GPU.
+        """
         if self.early_stop:
-            return self.attack_until_broken(model, images, labels, generator=generator)[0]
-        with _attacking(model, images, labels, self, check) as (gradient, logits_of):
-            folded = max(1, min(self.restarts, self.batch_size // max(len(images), 1)))
-            worst, worst_loss = images.clone(), images.new_full((len(images),), -torch.inf)
-            for first in range(0, self.restarts if len(images) else 0, folded):
-                count = min(folded, self.restarts - first)
-                x, y = images.repeat(count, 1, 1, 1), labels.long().repeat(count)
-                adversarial, move = self._start(x, generator), self._stepper(x)
-                step = compiled_step(model, move, y) if self.compile else None
-                for _ in range(self.steps):
-                    adversarial = (
-                        step(adversarial)
-                        if step
-                        else move(adversarial, gradient(adversarial, y)[0])
-                    )
+            adversarial, _ = self.attack_until_broken(model, images, labels, generator=generator)
+            return adversarial
+        network = Network(model, check_batch(images, labels) if check else -1)
+        mode = attack_mode(model, self.batch_norm)
+        with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
+            if self.compile and check:
+                network(images[:2])  # a graph looks neither at the logits nor at the labels
+            worst = images.clone()
+            worst_loss = images.new_full((len(images),), -torch.inf)
+            for count in self._restarts_in_each_pass(len(images)):
+                x = images.repeat(count, 1, 1, 1)
+                y = labels.long().repeat(count)
+                adversarial = self._maximise(network, x, y, generator, interrupts)
                 if self.restarts == 1:
                     return adversarial
-                losses = F.cross_entropy(logits_of(adversarial), y, reduction="none").to(worst_loss)
+                losses = F.cross_entropy(network(adversarial), y, reduction="none").to(worst_loss)
+                losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf)
                 for candidate, loss in zip(
                     adversarial.chunk(count), losses.chunk(count), strict=True
                 ):
                     larger = loss > worst_loss
-                    worst[larger], worst_loss[larger] = candidate[larger], loss[larger]
+                    worst[larger] = candidate[larger]
+                    worst_loss[larger] = loss[larger]
             return worst
+
+    def _maximise(
+        self,
+        network: "Network",
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+        interrupts: Interrupts,
+    ) -> Tensor:
+        """Eq. 2 from one start: ``steps`` times up the slope of the loss and back into the ball."""
+        x = self._start(images, generator)
+        ball = ball_around(images, self.epsilon, self.norm)
+        eta = self._eta
+        steps = interrupts.polled(range(self.steps))
+        with fast_first_layers(network.model, images.device):
+            if self.compile:
+                # the same three functions as one graph
+                step = compiled_step(
+                    network.model,
+                    lambda x, slope: project(ascend(x, slope, ball, eta), ball),
+                    labels,
+                )
+                for _ in steps:
+                    x = step(x)
+            else:
+                for _ in steps:
+                    x = project(ascend(x, gradient(network, x, labels), ball, eta), ball)
+        return x
 
     def attack_until_broken(
         self,
@@ -148,163 +207,357 @@ class PGD:
     ) -> tuple[Tensor, Tensor]:
         """Attack each image until any iterate of any restart is misclassified.
 
-        The survivors are packed into full batches before every step, so a pass is spent on nothing else. Starts are drawn for
-        every image at every restart, broken or not: a verdict does not depend on who else survives.
+        The survivors are packed into full batches before every step, so that no pass is spent on
+        anything else. Starts are drawn for every image at every restart, broken or not: with
+        ``batch_norm="eval"`` a verdict does not depend on who else survives.
 
-        Returns: adversarial images (B, C, H, W), and the verdict (B,): True where the model was broken.
+        Returns: adversarial images (B, C, H, W), and the verdict (B,): True where the model was
+            broken. A logit or a gradient that is not finite breaks it as well.
         """
-        with _attacking(model, images, labels, self) as (gradient, logits_of):
-            batch_size = batch_size or self.batch_size
-            worst, broken = (
-                images.clone(),
-                torch.zeros(len(images), dtype=torch.bool, device=images.device),
-            )
-            for restart in range(self.restarts + 1):  # at first, the images themselves
-                steps, start = (
-                    (self.steps, self._start(images, generator)) if restart else (0, images)
-                )
-                alive = (~broken).nonzero().squeeze(1)
-                current = start[alive]
-                for step in range(steps + 1):
-                    if not len(alive):
-                        break  # not every model takes an empty batch
-                    last, kept = step == steps, []
-                    for ids, adversarial in zip(
-                        alive.split(batch_size), current.split(batch_size), strict=True
-                    ):
-                        slope, logits = (
-                            (None, logits_of(adversarial))
-                            if last
-                            else gradient(adversarial, labels[ids].long())
-                        )
-                        right = logits.argmax(1) == labels[ids]
-                        worst[ids], broken[ids] = adversarial, ~right
-                        if not last:
-                            kept.append(
-                                self._stepper(images[ids[right]])(adversarial[right], slope[right])
-                            )
-                    alive, current = alive[~broken[alive]], current if last else torch.cat(kept)
-            return worst, broken
+        if batch_size is None:
+            batch_size = self.batch_size
+        check_count("batch_size", batch_size, at_least=1)
+        network = Network(model, check_batch(images, labels))
+        mode = attack_mode(model, self.batch_norm)
+        with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
+            verdicts = _Verdicts(images, labels)
+            survivors = verdicts.survivors()
+            # every image is its own first iterate
+            for ids, x in interrupts.polled(_batches(survivors, images, batch_size)):
+                verdicts.judge(ids, x, network(x))
+            for _ in range(self.restarts):
+                start = self._start(images, generator)
+                survivors = verdicts.survivors()
+                iterates = start[survivors]
+                with fast_first_layers(model, images.device):
+                    for _ in range(self.steps):
+                        batches = interrupts.polled(_batches(survivors, iterates, batch_size))
+                        survivors, iterates = self._step_of_survivors(network, verdicts, batches)
+                for ids, x in interrupts.polled(_batches(survivors, iterates, batch_size)):
+                    verdicts.judge(ids, x, network(x))
+            return verdicts.iterates, verdicts.broken
+
+    def _step_of_survivors(
+        self,
+        network: "Network",
+        verdicts: "_Verdicts",
+        batches: Iterator[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """Judge the survivors' iterates, and take one step of Eq. 2 with those that still stand.
+
+        Args:
+            batches: the survivors' indices and iterates.
+
+        Returns: the indices of those that stand, and their next iterates.
+        """
+        standing = [verdicts.no_ids]
+        moved = [verdicts.no_images]
+        for ids, x in batches:
+            slope, logits = gradient_and_logits(network, x, verdicts.labels[ids])
+            right = verdicts.judge(ids, x, logits, slope)
+            ids = ids[right]
+            ball = ball_around(verdicts.images[ids], self.epsilon, self.norm)
+            standing.append(ids)
+            moved.append(project(ascend(x[right], slope[right], ball, self._eta), ball))
+        return torch.cat(standing), torch.cat(moved)
+
+    def _restarts_in_each_pass(self, images: int) -> Iterator[int]:
+        """How many restarts share each forward pass: as many as fit into ``batch_size`` images."""
+        if images == 0:
+            return
+        most = max(1, min(self.restarts, self.batch_size // images))
+        for first in range(0, self.restarts, most):
+            yield min(most, self.restarts - first)
 
     def _start(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        if not self.random_start:
-            return images.clone()
-        if generator is None:
-            (generator := torch.Generator(images.device)).seed()
-        noise = torch.empty_like(images)
+        if self.random_start:
+            return random_start(images, self.epsilon, self.norm, generator)
+        return images.clone()
+
+    @property
+    def _eta(self) -> float | None:
+        """The step size of Eq. 2; none if Eq. 2 is taken as printed."""
+        if self.rule == "gradient" or self.step_size is None:
+            return None
         if self.norm == "linf":
-            return (
-                noise.uniform_(-self.epsilon, self.epsilon, generator=generator)
-                .add_(images)
-                .clamp_(0, 1)
-            )
-        radius = (
-            torch.empty(len(images), 1, 1, 1)
-            .to(images)
-            .uniform_(0, self.epsilon, generator=generator)
+            return min(self.step_size, 1.0)  # enough to leave the box from anywhere in [0, 1]
+        return min(self.step_size, LARGE)
+
+
+# The parts of Eq. 2
+
+
+class LinfBall(NamedTuple):
+    """The images whose every pixel is at most epsilon from the original's, and in [0, 1]: a box."""
+
+    lower: Tensor
+    upper: Tensor
+
+
+class L2Ball(NamedTuple):
+    """The images at most epsilon from the original in Euclidean distance, and in [0, 1]."""
+
+    images: Tensor
+    epsilon: float
+
+
+def ball_around(images: Tensor, epsilon: float, norm: str) -> LinfBall | L2Ball:
+    """Where an attack of these images may go. Made once, for all of its steps."""
+    if norm == "l2":
+        return L2Ball(images, epsilon)
+    lower = (images - epsilon).clamp_(min=0)
+    upper = (images + epsilon).clamp_(max=1)
+    return LinfBall(lower, upper)
+
+
+def random_start(
+    images: Tensor, epsilon: float, norm: str, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""Images plus $\delta^0$, clipped to [0, 1].
+
+    In the linf ball $\delta^0$ is uniform. In the l2 ball its direction and its length are uniform.
+    """
+    if generator is None:
+        generator = torch.Generator(images.device)
+        generator.seed()
+    noise = torch.empty_like(images)
+    if norm == "linf":
+        noise.uniform_(-epsilon, epsilon, generator=generator)
+        return noise.add_(images).clamp_(0, 1)
+    length = images.new_empty(len(images), 1, 1, 1).uniform_(0, epsilon, generator=generator)
+    direction = _unit(noise.normal_(generator=generator))
+    return images.add(length * direction).clamp_(0, 1)
+
+
+def gradient(network: "Network", x: Tensor, labels: Tensor) -> Tensor:
+    r"""$\nabla_\delta L(F(x + \delta), y)$ of each example's own cross-entropy, (B, C, H, W)."""
+    return gradient_and_logits(network, x, labels)[0]
+
+
+def gradient_and_logits(network: "Network", x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`gradient`, and the logits (B, K) that it was computed from."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = network(x)
+        # the sum: so each example's gradient is that of its own loss, whatever the batch
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        slope = None
+        if loss.requires_grad:
+            (slope,) = torch.autograd.grad(loss, x, allow_unused=True)
+    if slope is None:
+        raise ValueError(
+            "the model's logits have no gradient with respect to the images: somewhere the model "
+            "detaches them, or leaves torch (detach, no_grad, numpy). PGD needs the gradient; "
+            "judge such a model by an attack that needs none."
         )
-        return images.add(radius * _unit(noise.normal_(generator=generator))).clamp_(0, 1)
+    return slope, logits.detach()
 
-    def _stepper(self, images: Tensor):
-        """The step of Eq. 2 and its projection, for adversarial versions of these images."""
-        if self.norm == "linf":
-            lower, upper = (
-                (images - self.epsilon).clamp_(min=0),
-                (images + self.epsilon).clamp_(max=1),
-            )
-            if self.rule == "sign":
-                return lambda x, slope: x.add(slope.sign_(), alpha=self.step_size).clamp_(
-                    lower, upper
-                )
-            return lambda x, slope: x.add(slope).clamp_(lower, upper)
 
-        def step(x, slope):
-            delta = x - images + (self.step_size * _unit(slope) if self.rule == "sign" else slope)
-            # a millionth inside, so that rounding cannot carry an image out of the ball
-            shrink = (self.epsilon * (1 - 1e-6) / _length(delta)).clamp(max=1)
-            return delta.mul_(shrink).add_(images).clamp_(0, 1)
+def ascend(x: Tensor, slope: Tensor, ball: LinfBall | L2Ball, eta: float | None) -> Tensor:
+    r"""$\delta + \eta\,\mathrm{sign}(\nabla_\delta L)$, not yet projected; uses up ``slope``.
 
-        return step
+    In an l2 ball the slope is divided by its length instead. Without ``eta`` it is added as it is.
+
+    Returns: what :func:`project` takes. In a linf ball that is an image: one pass over the pixels
+        then projects it. In an l2 ball it is the perturbation, whose length counts.
+    """
+    if isinstance(ball, LinfBall) and eta is not None:
+        return x.add(slope.sign_(), alpha=eta)  # the sign of NaN is 0
+    slope = slope.nan_to_num_(nan=0.0).clamp_(-LARGE, LARGE)
+    if isinstance(ball, LinfBall):
+        return x.add(slope)
+    delta = x - ball.images
+    if eta is None:
+        return delta + slope
+    return delta + eta * _unit(slope)
+
+
+def project(moved: Tensor, ball: LinfBall | L2Ball) -> Tensor:
+    r"""$\mathrm{Proj}_\epsilon$: the images of the ball nearest to where :func:`ascend` went.
+
+    Works in place, on memory that :func:`ascend` has just made.
+    """
+    if isinstance(ball, LinfBall):
+        return moved.clamp_(ball.lower, ball.upper)
+    # a millionth inside the ball, so that rounding cannot carry an image out of it
+    shrink = (ball.epsilon * (1 - 1e-6) / _length(moved)).clamp(max=1)
+    return moved.mul_(shrink).add_(ball.images).clamp_(0, 1)
 
 
 def _length(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).clamp_(min=torch.finfo(x.dtype).tiny).view(-1, 1, 1, 1)
+    tiny = torch.finfo(x.dtype).tiny
+    return x.flatten(1).norm(dim=1).clamp_(min=tiny).view(-1, 1, 1, 1)
 
 
 def _unit(x: Tensor) -> Tensor:
+    tiny = torch.finfo(x.dtype).tiny
     # first by the largest entry: the square of a small gradient underflows
-    return (
-        x
-        / (scale := x.abs().amax((1, 2, 3), keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny))
-        / _length(x / scale)
-    )
+    largest = x.abs().amax((1, 2, 3), keepdim=True).clamp_(min=tiny)
+    return x / largest / _length(x / largest)
 
 
-@contextmanager
-def _attacking(model: nn.Module, images: Tensor, labels: Tensor, attack: PGD, check: bool = True):
-    """Check the batch, lend the frozen model in attack mode, and hand it back exactly as it was."""
-    top = check_batch(images, labels) if check else -1
-    changes = [(module, "training", False) for module in model.modules()]
-    changes += [
-        (parameter, "requires_grad", False)
-        for parameter in model.parameters()
-        if parameter.requires_grad
-    ]
-    if attack.batch_norm == "train":
-        norms = [
-            module
-            for module in model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
-        changes += [
-            (norm, *change)
-            for norm in norms
-            for change in (("training", True), ("track_running_stats", False))
-        ]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+# Attacks that stop
 
-    def forward(x):
-        logits = model(x)
-        if logits.ndim != 2 or len(logits) != len(x) or top >= logits.shape[1]:
-            raise ValueError(
-                f"the model returned {tuple(logits.shape)} for {len(x)} images with labels up to {top}; it must "
-                f"return logits (B, K), and labels must lie in 0..K-1."
-            )
-        return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
-    def gradient(x, y):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            logits = forward(x)
-            loss = F.cross_entropy(
-                logits, y, reduction="sum"
-            )  # a sum: each gradient is its example's own, in any batch
-            return torch.autograd.grad(loss, x)[0], logits.detach()
+class _Verdicts:
+    """What an attack that stops at the first error knows of each image."""
 
-    try:
-        for owner, name, value in changes:
-            setattr(owner, name, value)
-        with first_layers(model, images.device), torch.inference_mode(False), torch.no_grad():
-            yield gradient, forward
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels.long()
+        self.iterates = images.clone()  # the last that the model was shown
+        self.broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.no_ids = torch.zeros(0, dtype=torch.long, device=images.device)
+        self.no_images = images[:0]
+
+    def survivors(self) -> Tensor:
+        """Indices of the images that no iterate has broken yet."""
+        return (~self.broken).nonzero().squeeze(1)
+
+    def judge(
+        self, ids: Tensor, iterates: Tensor, logits: Tensor, slope: Tensor | None = None
+    ) -> Tensor:
+        """Note the verdict on these iterates of the images ``ids``; True where it is right."""
+        right = is_right(logits, self.labels[ids])
+        if slope is not None:
+            right &= has_finite_gradient(slope)
+        self.iterates[ids] = iterates
+        self.broken[ids] = ~right
+        return right
+
+
+def _batches(ids: Tensor, x: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices and images in batches, none of them empty: not every model takes an empty batch."""
+    if len(ids):
+        yield from zip(ids.split(size), x.split(size), strict=True)
+
+
+# Checks
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model whose logits are checked: ``network(x)`` is (B, K), float32 or float64.
+
+    Args:
+        largest_label: of the labels that the logits are compared with; -1 if it is not known.
+    """
+
+    model: nn.Module
+    largest_label: int = -1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # a copy, as a model may work in place; torch itself protects an x that requires a gradient
+        logits = self.model(x if x.requires_grad else x.clone())
+        return check_logits(logits, len(x), self.largest_label)
+
+
+def check_logits(logits: Any, count: int, largest_label: int = -1) -> Tensor:
+    """Refuse what a model returns for ``count`` images if it is not logits (B, K).
+
+    Returns: the logits, in float32 or float64.
+    """
+    if not isinstance(logits, Tensor):
+        what = type(logits).__name__
+        if isinstance(logits, tuple | list | dict):
+            what = f"{what} of {len(logits)}"
+        raise TypeError(
+            f"the model returned a {what}; it must return a tensor of logits (B, K). Wrap it in a "
+            f"module that returns the logits alone: its part [0], or ['logits'], or .logits."
+        )
+    shape = tuple(logits.shape)
+    if logits.ndim != 2 or len(logits) != count:
+        raise ValueError(
+            f"the model returned {shape} for {count} images; it must return logits (B, K)."
+        )
+    if not logits.dtype.is_floating_point:
+        raise TypeError(f"the model returned {logits.dtype}; logits must be floating point.")
+    if largest_label >= logits.shape[1]:
+        raise ValueError(
+            f"a label is {largest_label}; the model's logits {shape} allow 0..{shape[1] - 1}."
+        )
+    if logits.dtype in (torch.float32, torch.float64):
+        return logits
+    return logits.float()
+
+
+def is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which logits (B, K) classify as labelled, (B,). Logits that are not all finite never do."""
+    return (logits.argmax(1) == labels) & _is_finite(logits)
+
+
+def has_finite_gradient(slope: Tensor) -> Tensor:
+    """Which gradients (B, C, H, W) are finite throughout, (B,)."""
+    return _is_finite(slope.flatten(1))
+
+
+def _is_finite(x: Tensor) -> Tensor:
+    """Which rows of x (B, n) are finite throughout, (B,): 0 times NaN or infinity is NaN."""
+    return (0 * x).sum(1) == 0  # many times faster than isfinite().all(1)
+
+
+def check_count(name: str, value: Any, *, at_least: int) -> None:
+    """Refuse what is no integer, or too small."""
+    if not isinstance(value, Integral) or int(value) < at_least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
+
+
+def _number(name: str, value: Any) -> float:
+    """A setting as a float; an int stays what it is."""
+    if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+        raise ValueError(
+            f"{name} is {value!r}; it must be a finite number of at least 0, "
+            f"in units of images in [0, 1]."
+        )
+    return value if isinstance(value, int) else float(value)
+
+
+def check_adversarial(adversarial: Any, images: Tensor) -> Tensor:
+    """Refuse what an attack returns for these images if it is not adversarial versions of them.
+
+    Returns: the adversarial images, detached.
+    """
+    if not isinstance(adversarial, Tensor):
+        raise TypeError(
+            f"the attack returned a {type(adversarial).__name__}; it must return the adversarial "
+            f"images as a tensor {tuple(images.shape)}."
+        )
+    if adversarial.shape != images.shape:
+        raise ValueError(
+            f"the attack returned {tuple(adversarial.shape)} for images {tuple(images.shape)}."
+        )
+    if adversarial.dtype != images.dtype or adversarial.device != images.device:
+        raise TypeError(
+            f"the attack returned {adversarial.dtype} on {adversarial.device} for images of "
+            f"{images.dtype} on {images.device}; they must be the same."
+        )
+    if not adversarial.isfinite().all():
+        raise ValueError(
+            "the attack returned a pixel that is NaN or infinite; each must be a number in [0, 1]."
+        )
+    return adversarial.detach()
 
 
 def check_batch(images: Tensor, labels: Tensor) -> int:
-    """Refuse what is not a batch of images (B, C, H, W) in [0, 1] with labels (B,); the largest label, -1 if empty."""
+    """Refuse what is not a batch of images (B, C, H, W) in [0, 1] with labels (B,).
+
+    Returns: the largest label, or -1 of an empty batch.
+    """
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         raise TypeError(
-            f"images and labels must be tensors, not {type(images).__name__} and {type(labels).__name__}."
+            f"images and labels must be tensors, not {type(images).__name__} and "
+            f"{type(labels).__name__}."
         )
     if images.dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"images are {images.dtype}; they must be float32 or float64 in [0, 1] (for bytes: images.float() / 255; "
-            f"for speed, keep the images float32 and use torch.autocast)."
+            f"images are {images.dtype}; they must be float32 or float64 in [0, 1] "
+            f"(for bytes: images.float() / 255; for speed, keep the images float32 and use "
+            f"torch.autocast)."
         )
     if images.ndim != 4 or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"images {tuple(images.shape)} and labels {tuple(labels.shape)} must be (B, C, H, W) and (B,)."
+            f"images {tuple(images.shape)} and labels {tuple(labels.shape)} must be "
+            f"(B, C, H, W) and (B,)."
         )
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise TypeError(f"labels are {labels.dtype}; they must be integers in 0..K-1.")
@@ -312,12 +565,18 @@ def check_batch(images: Tensor, labels: Tensor) -> int:
         return -1
     low, high = (value.item() for value in images.aminmax())
     if not (low >= 0 and high <= 1):
+        if low > -1e-4 and high < 1 + 1e-4:
+            raise ValueError(
+                f"pixels go from {low:.9g} to {high:.9g}, outside [0, 1] by a rounding error; "
+                f"call images.clamp(0, 1)."
+            )
         raise ValueError(
-            f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: normalise inside the model."
+            f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: "
+            f"normalise inside the model."
         )
-    first, top = (int(value.item()) for value in labels.aminmax())
-    if first < 0:
+    smallest, largest = (int(value.item()) for value in labels.aminmax())
+    if smallest < 0:
         raise ValueError(
-            f"a label is {first}; labels must lie in 0..K-1 (torch would silently ignore -100)."
+            f"a label is {smallest}; labels must lie in 0..K-1 (torch would silently ignore -100)."
         )
-    return top
+    return largest

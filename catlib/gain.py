@@ -7,32 +7,28 @@ from torch import Tensor
 def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Eq. 3: $w = \max_{k \ne y} \log F(x+\delta)[k] - \log F(x+\delta)[y]$.
 
-    F is the softmax of the logits, and its normaliser is the same in both terms: the difference of log-likelihoods is that of
-    logits, exactly, with nothing to overflow. Negative where the example is right; larger: less certain of the true class.
+    F is the softmax of the logits. Its normaliser is the same in both terms, so the difference of
+    the log-likelihoods is exactly that of the logits, and nothing can overflow. The gain is
+    negative where the model is right; the larger it is, the less likely the true class.
 
     Args:
         logits: (B, K) with K > 1, on the adversarial examples. Half precision is raised to float32.
         labels: (B,), integers in 0..K-1.
-    Returns: (B,), detached. Raises: ValueError: shapes or labels outside what is written here.
+    Returns: (B,), detached.
+    Raises: ValueError: shapes or labels outside what is written here.
     """
-    if (
-        logits.ndim != 2
-        or logits.shape[1] < 2
-        or labels.shape != logits.shape[:1]
-        or labels.is_floating_point()
-    ):
+    fits = logits.ndim == 2 and logits.shape[1] > 1 and labels.shape == logits.shape[:1]
+    if not fits or labels.is_floating_point():
         raise ValueError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype} must be (B, K), K > 1, "
-            f"and (B,) integers."
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} {labels.dtype} "
+            f"must be (B, K), K > 1, and (B,) integers."
         )
-    # on a GPU the check would wait for the device, and torch's own index check is not silent there
-    if (
-        labels.numel()
-        and not labels.is_cuda
-        and not 0 <= labels.min() <= labels.max() < logits.shape[1]
-    ):
+    classes = logits.shape[1]
+    # On a GPU this check would wait for the device; there torch's own check of indices raises.
+    check = labels.numel() > 0 and not labels.is_cuda
+    if check and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(
-            f"labels go from {labels.min()} to {labels.max()}; they must lie in 0..{logits.shape[1] - 1}."
+            f"labels go from {labels.min()} to {labels.max()}; they must lie in 0..{classes - 1}."
         )
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     true = labels.long().unsqueeze(1)
@@ -52,7 +48,8 @@ def smooth(previous: Tensor, gain: Tensor, alpha: float) -> Tensor:
         raise ValueError(f"alpha is {alpha}; it must lie in [0, 1] (Eq. 4).")
     if previous.shape != gain.shape:
         raise ValueError(
-            f"previous {tuple(previous.shape)} and gain {tuple(gain.shape)} must have the same shape."
+            f"previous {tuple(previous.shape)} and gain {tuple(gain.shape)} "
+            f"must have the same shape."
         )
     dtype = torch.promote_types(torch.promote_types(previous.dtype, gain.dtype), torch.float32)
     return alpha * previous.to(dtype) + (1 - alpha) * gain.to(dtype)

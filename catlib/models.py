@@ -1,15 +1,26 @@
-"""What is trained: two classifiers that take images in [0, 1] and normalise them inside."""
+"""What is trained: two classifiers that take images in [0, 1] and normalise them inside.
+
+A model of one's own is named ``module:function`` wherever one of these is.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from .data import Data
+from .data.dataset import as_floats
+from .own import own_model
 
 MODELS = ("cnn", "resnet18")
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel. The first layer of every model, so that no attack sees normalised units."""
+    """(x - mean) / std for each channel of x (B, C, H, W); mean and std are (C,).
+
+    It is the first layer of every model, so that no attack sees normalised units.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor):
         super().__init__()
@@ -24,24 +35,40 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
     """A new classifier for these data: images (B, C, H, W) in [0, 1] to logits (B, K), on the CPU.
 
     Args:
-        name: "cnn", two strided convolutions and two linear layers; or "resnet18", torchvision's (He et al., CVPR 2016) with
-            the 3x3 stem, without pooling, that 28- and 32-pixel images need.
-        data: gives the number of classes, the size of an image, and the mean and deviation of its channels.
+        name: "cnn", two strided convolutions and two linear layers; or "resnet18", torchvision's
+            (He et al., CVPR 2016), whose first layers are one 3x3 convolution without pooling, as
+            images of 28 and 32 pixels need; or "module:function", a model of your own: the
+            function is called with ``data`` and returns the model. Its module may lie in the
+            current folder.
+        data: gives the number of classes, the size of an image, and the mean and standard deviation
+            of each channel.
         seed: of the initial weights; torch's global random state is left alone.
+    Raises: ValueError: an unknown name, images too small for the cnn, or a model of your own that
+        cannot be used; the message says what is wrong with it.
     """
+    if isinstance(name, str) and ":" in name:
+        return own_model(name, data, seed)
     if name not in MODELS:
-        raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}.")
+        raise ValueError(
+            f"model is {name!r}; it must be one of {', '.join(MODELS)}, "
+            "or module:function for a model of your own."
+        )
     _, channels, height, width = data.x_train.shape
+    if name == "cnn" and min(height, width) < 4:
+        raise ValueError(
+            f"the images are {height} x {width} pixels; the cnn halves them twice and needs 4 x 4."
+        )
     # some thousand images, evenly spaced, give mean and deviation to three digits
-    sample = data.x_train[:: max(1, len(data.x_train) // 5000)].cpu().float().div_(255)
-    normalize = Normalize(sample.mean((0, 2, 3)), sample.std((0, 2, 3)))
+    sample = as_floats(data.x_train[:: max(1, len(data.x_train) // 5000)].cpu())
+    std = sample.std((0, 2, 3))
+    std = torch.where(std > 0, std, 1)  # a channel that is the same everywhere is only shifted
+    normalize = Normalize(sample.mean((0, 2, 3)), std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = (
-            _cnn(channels, height, width, len(data.classes))
-            if name == "cnn"
-            else _resnet18(channels, len(data.classes))
-        )
+        if name == "cnn":
+            network = _cnn(channels, height, width, len(data.classes))
+        else:
+            network = _resnet18(channels, len(data.classes))
     return nn.Sequential(normalize, network)
 
 
@@ -57,9 +84,8 @@ def _cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
         nn.Linear(128, classes),
     )
     for layer in network:
-        if isinstance(
-            layer, nn.Conv2d | nn.Linear
-        ):  # torch's smaller initial weights often leave AT at chance
+        # with torch's own initial weights, which are smaller, AT often stays at chance
+        if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return network
 
@@ -70,6 +96,5 @@ def _resnet18(channels: int, classes: int) -> nn.Module:
     network = resnet18(num_classes=classes)
     network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
-    return network.to(
-        memory_format=torch.channels_last
-    )  # faster on every device; the cnn is so on a GPU and compiled only
+    # Faster on every device. The cnn gains from it on a GPU or compiled only: see Training.
+    return network.to(memory_format=torch.channels_last)

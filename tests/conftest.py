@@ -1,6 +1,9 @@
-"""What the tests share: small models, the data, and a picture of a model's state to compare with."""
+"""What the tests share: small models, the data, and snapshots of a model to compare with."""
 
+import itertools
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,11 @@ from torch import nn
 
 import catlib
 
-# property tests draw the same examples every time, so that a red test stays red until it is mended
+# property tests draw the same examples every time, so that a red test stays red until it is fixed
 settings.register_profile("catlib", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("catlib")
 
-# what must be the same, bit for bit, is so for one number of threads; and small models are fastest on one
+# results are bit for bit the same for one number of threads; small models are fastest on one
 torch.set_num_threads(1)
 
 
@@ -33,7 +36,7 @@ def digits() -> catlib.Data:
 
 @pytest.fixture(scope="session", params=["mnist", "cifar10"])
 def real_data(request) -> catlib.Data:
-    """Real images where they are found: in CATLIB_DATA, in data/cache, or in shared/data beside the repository."""
+    """Real images, if they are in CATLIB_DATA, data/cache or shared/data beside the repository."""
     roots = [
         catlib.data.data_root(),
         Path(catlib.__file__).resolve().parents[2] / "shared" / "data",
@@ -42,26 +45,26 @@ def real_data(request) -> catlib.Data:
         if (root / f"{request.param}.npz").exists():
             return catlib.load_data(request.param, root)
     pytest.skip(
-        f"no {request.param}.npz in {' or '.join(map(str, roots))}; set CATLIB_DATA to the folder that has it"
+        f"no {request.param}.npz in {' or '.join(map(str, roots))}; "
+        f"set CATLIB_DATA to the folder that has it"
     )
 
 
 class ConvNet(nn.Module):
-    """Everything that an attack could disturb: batch norm, one of them frozen, dropout, a frozen parameter, a .grad."""
+    """Everything that an attack could disturb.
+
+    Two batch norms, one of them frozen, dropout, a frozen parameter, and a .grad.
+    """
 
     def __init__(self, channels: int = 1, classes: int = 10):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.conv, self.deep = (
-                nn.Conv2d(channels, 8, 3, padding=1),
-                nn.Conv2d(8, 12, 3, stride=2),
-            )
-            self.norm, self.frozen_norm, self.drop = (
-                nn.BatchNorm2d(8),
-                nn.BatchNorm2d(12),
-                nn.Dropout(0.5),
-            )
+            self.conv = nn.Conv2d(channels, 8, 3, padding=1)
+            self.deep = nn.Conv2d(8, 12, 3, stride=2)
+            self.norm = nn.BatchNorm2d(8)
+            self.frozen_norm = nn.BatchNorm2d(12)
+            self.drop = nn.Dropout(0.5)
             self.head = nn.Linear(12, classes)
             for norm in (self.norm, self.frozen_norm):
                 nn.init.normal_(norm.running_mean, std=0.3)
@@ -74,9 +77,8 @@ class ConvNet(nn.Module):
     def forward(self, x):
         x = self.norm(self.conv(x - 0.5)).relu()
         x = self.drop(self.frozen_norm(self.deep(x)).relu().mean((2, 3)))
-        return self.head(
-            x.view(x.size(0), -1)
-        )  # like many a model, this one refuses an empty batch
+        # like many a model, this one refuses an empty batch
+        return self.head(x.view(x.size(0), -1))
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +88,7 @@ def conv_net():
 
 @pytest.fixture(scope="session")
 def classifier(digits):
-    """A model of the digits trained for a second without adversary: right on most, and easily broken."""
+    """A model of the digits, trained without adversary: right on most, and easily broken."""
     model = catlib.build_model("cnn", digits)
     for _ in catlib.Training(
         model, digits, catlib.UniformSampler(digits.y_train), catlib.PGD(0, steps=0), iterations=40
@@ -102,10 +104,8 @@ def snapshot():
     """A function: all that an attack must leave alone, as values that compare with ==."""
 
     def take(model: nn.Module) -> list:
-        parameters, tensors = (
-            list(model.named_parameters()),
-            [*model.named_parameters(), *model.named_buffers()],
-        )
+        parameters = list(model.named_parameters())
+        tensors = [*parameters, *model.named_buffers()]
         return [
             [
                 (
@@ -147,6 +147,48 @@ def same():
 
 
 @pytest.fixture
+def interrupted_everywhere():
+    """A function: run ``work`` again and again, with Ctrl-C at each of its instructions in turn.
+
+    ``check(delivered)`` looks at what is left after each run. Every ``every``-th instruction of the
+    files whose name contains ``where`` is taken. Returns the number of interrupted runs.
+    """
+
+    def run(work, check, where="", every=1) -> int:
+        before = signal.getsignal(signal.SIGINT)
+        for count in itertools.count():
+            left = 1 + count * every
+
+            def trace(frame, event, _):
+                nonlocal left
+                if where not in frame.f_code.co_filename or left == 0:
+                    return None
+                frame.f_trace_opcodes = True
+                if event == "opcode":
+                    left -= 1
+                    if left == 0:
+                        sys.settrace(None)
+                        signal.raise_signal(signal.SIGINT)
+                return trace
+
+            delivered = False
+            try:
+                sys.settrace(trace)
+                work()
+            except KeyboardInterrupt:
+                delivered = True
+            finally:
+                sys.settrace(None)
+            assert signal.getsignal(signal.SIGINT) is before
+            if left > 0:
+                return count  # the work was over before its turn came
+            check(delivered)
+        raise AssertionError("unreachable")
+
+    return run
+
+
+@pytest.fixture
 def global_rng_untouched():
     """Fails a test that moved the global random state of torch, NumPy or Python."""
     import random
@@ -154,17 +196,13 @@ def global_rng_untouched():
     import numpy as np
 
     def states():
-        cuda = (
-            [s.tolist() for s in torch.cuda.get_rng_state_all()]
-            if torch.cuda.is_available()
-            else []
-        )
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return (
             torch.get_rng_state().tolist(),
             random.getstate(),
-            np.random.get_state()[1].tolist(),
-            cuda,
-        )  # noqa: NPY002
+            np.random.get_state()[1].tolist(),  # noqa: NPY002 - the global state is what is watched
+            [state.tolist() for state in cuda],
+        )
 
     before = states()
     yield

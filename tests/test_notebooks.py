@@ -1,4 +1,7 @@
-"""What holds for every notebook of the course, as it is committed; and the exercises. Running them is nbval's part."""
+"""What holds for every notebook of the course as it is committed, and for the exercises.
+
+nbval runs the notebooks.
+"""
 
 import ast
 import json
@@ -9,12 +12,11 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from catlib.data import ROOT
-from catlib.lab import exercises
+from catlib.lab import exercises, paths
 from catlib.lab.__main__ import main
 
-LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+LESSONS = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+SOLUTIONS = sorted(paths.SOLUTIONS.glob("*.ipynb"))
 SECTIONS = ["Map", "Check yourself", "Recap", "Exercises", "References"]
 # a folder of somebody's machine, on any of the usual systems
 MACHINE_PATH = re.compile(
@@ -184,7 +186,7 @@ def test_links_lead_to_notebooks(path):
     for link in re.findall(r"\]\(([^)#]+\.ipynb)\)", text):
         number = re.search(r"(\d\d)_[a-z_0-9]+\.ipynb$", link)
         assert number, link
-        # a lesson that is not there yet cannot be linked wrongly; one that is there must be named as it is
+        # a lesson that is not there yet cannot be linked wrongly; one that is there has its name
         there = [lesson.name for lesson in LESSONS if lesson.name.startswith(number[1])]
         assert "solutions" in link or not there or link == there[0], f"{link} should be {there}"
 
@@ -192,9 +194,7 @@ def test_links_lead_to_notebooks(path):
 @each_lesson
 def test_it_ends_with_exercises_that_are_in_step_with_their_solutions(path):
     lesson = nbformat.read(path, 4)
-    solutions = nbformat.read(
-        ROOT / "notebooks" / "solutions" / f"{path.name[:2]}_solutions.ipynb", 4
-    )
+    solutions = nbformat.read(paths.SOLUTIONS / f"{path.name[:2]}_solutions.ipynb", 4)
     assert exercises.updated(lesson, solutions) == lesson, (
         "run python -m catlib.lab exercises, then the notebook"
     )
@@ -289,7 +289,8 @@ def lesson():
 
 
 def test_students_get_the_exercises_without_the_solutions():
-    code = "def f(x):\n    y = ...\n    ### BEGIN SOLUTION\n    y = 2 * x\n    ### END SOLUTION\n    return y"
+    solution = "    ### BEGIN SOLUTION\n    y = 2 * x\n    ### END SOLUTION\n"
+    code = f"def f(x):\n    y = ...\n{solution}    return y"
     cells = exercises.student_cells(solved(code))
     assert [cell.source for cell in cells] == [
         "### Exercise 1 · one",

@@ -1,7 +1,8 @@
-"""The live controls, in process: real threads, real trainings, widgets moved through their traits."""
+"""The live controls, in process: real threads and trainings, widgets moved by their traits."""
 
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,9 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pytest
 
+from catlib import PGD
 from catlib.lab import background
+from catlib.lab.baselines import NFGSM
 from catlib.lab.figures import COLOURS
 from catlib.lab.panel import TrainingPanel, interactive
 from catlib.lab.runs import Trial, build_training
@@ -89,6 +92,45 @@ def test_headless_iterations_and_their_lack():
     assert [r.iteration for r in panel.records["CAT"]] == [1, 2, 3]
 
 
+def test_ctrl_c_in_the_foreground_leaves_a_true_state(monkeypatch):
+    """The panel says that it is stopped, and its buttons work."""
+    panel = TrainingPanel(trials(iterations=12))
+    original = background.build_training
+
+    def build(trial):
+        training = original(trial)
+        attack = training.attack
+
+        def interrupted(model, images, labels):
+            if training.iteration == 4:
+                signal.raise_signal(signal.SIGINT)
+            return attack(model, images, labels)
+
+        training.attack = interrupted
+        return training
+
+    monkeypatch.setattr(background, "build_training", build)
+    monkeypatch.setattr(panel, "_apply", lambda trial, training: None)
+    with pytest.raises(KeyboardInterrupt):
+        panel.run()
+    assert panel.state == "stopped" and not panel.active and panel.error is None
+    assert len(panel.records["AT"]) == 4 and "stopped at iteration" in panel.status()
+    monkeypatch.undo()
+    panel.stop()
+    panel.start()
+    panel.wait(60)
+    assert panel.state == "finished" and len(panel.records["AT"]) == 12
+    panel.run(3)
+    assert panel.state == "finished" and len(panel.records["AT"]) == 3
+
+
+def test_a_run_that_cannot_begin_changes_nothing():
+    panel = TrainingPanel(Trial(iterations=None, **QUICK))
+    with pytest.raises(ValueError, match="never end"):
+        panel.run()
+    assert panel.state == "ready" and not panel.active
+
+
 def test_headless_errors_are_raised():
     with pytest.raises(ValueError, match="sampling_number is 5000"):
         TrainingPanel(Trial(**QUICK | {"sampling_number": 5000, "iterations": 2})).run()
@@ -140,7 +182,7 @@ def test_start_pause_resume_stop_start(panel):
 
 
 def test_stop_takes_effect_within_one_iteration(panel):
-    """An attack that the test holds in its hand says exactly what was begun when Stop was pressed."""
+    """An attack that waits for the test says exactly what was begun when Stop was pressed."""
     live = panel(trials(iterations=None))
     begun, allowed = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -190,6 +232,29 @@ def test_alpha_and_epsilon_take_effect_at_the_next_iteration(panel):
     assert len(live.figure().axes[0].lines) == 2
     live.inputs["against"].value = "iteration"
     assert len(live.figure().axes[0].lines) > 2
+
+
+@pytest.mark.parametrize("crafting", ["pgd", "n-fgsm", "batch mean", "free"])
+def test_a_trial_keeps_its_own_attack(crafting):
+    """In the panel a trial trains as in a plain loop, also when it crafts by a cheap rival."""
+    trial = Trial(crafting=crafting, iterations=6, device="cpu", **QUICK)
+    live = TrainingPanel(trial)
+    live.run()
+    plain = list(build_training(trial))
+    assert [r.loss for r in live.records["CAT"]] == [r.loss for r in plain]
+    assert [r.passes for r in live.records["CAT"]] == [r.passes for r in plain]
+
+
+def test_a_live_setting_changes_the_attack_that_the_trial_has():
+    """Moving epsilon makes no PGD of an N-FGSM, and a compiled attack stays compiled."""
+    rival = Trial(crafting="n-fgsm", device="cpu", **QUICK)
+    training = build_training(rival)
+    TrainingPanel._apply(replace(rival, epsilon=0.3, step_size=0.2), training)
+    assert training.attack == NFGSM(0.3, 0.2)
+    compiled = Trial(compile=True, device="cpu", **QUICK)
+    training = build_training(compiled)
+    TrainingPanel._apply(replace(compiled, epsilon=0.3, steps=4), training)
+    assert training.attack == PGD(0.3, steps=4, compile=True)
 
 
 def test_the_sampling_number_waits_for_the_next_start(panel):
@@ -274,7 +339,7 @@ def test_two_panels_do_not_disturb_each_other(panel):
 
 
 def test_models_are_built_in_turn(panel, monkeypatch):
-    """Initial weights come of a seed in torch's global state, which another panel's thread would move."""
+    """Initial weights come of a seed in torch's global state, which other threads would move."""
     turns, build = [], background.build_training
     monkeypatch.setattr(
         background,
@@ -331,7 +396,7 @@ def test_the_background_needs_no_widgets():
 
 
 def test_the_ipykernel_here_is_one_the_panel_was_tried_on():
-    """ipykernel changed three times how a click reaches Python; the panel wants a free main shell and nothing else."""
+    """ipykernel changed three times how a click reaches Python: try a new version by hand."""
     major, minor = map(int, importlib.metadata.version("ipykernel").split(".")[:2])
     assert (6, 29) <= (major, minor) < (8, 0), (
         f"try tests/browser on ipykernel {major}.{minor}, then widen this range"
@@ -339,7 +404,7 @@ def test_the_ipykernel_here_is_one_the_panel_was_tried_on():
 
 
 def test_in_a_kernel_the_cell_returns_at_once_and_a_click_stops_the_training():
-    """A real kernel: the panel's cell ends, the thread trains on, and a later message reaches it."""
+    """A real kernel: the panel's cell ends, the thread trains on, a later message reaches it."""
     from jupyter_client.manager import start_new_kernel
 
     environment = {key: value for key, value in os.environ.items() if key != "CATLIB_HEADLESS"}
@@ -360,19 +425,27 @@ def test_in_a_kernel_the_cell_returns_at_once_and_a_click_stops_the_training():
             return reply["user_expressions"]["answer"]["data"]["text/plain"].strip("'")
 
         run(
-            "import time\nfrom catlib.lab.panel import Trial, TrainingPanel, interactive\nassert interactive()"
+            "import time\n"
+            "from catlib.lab.panel import Trial, TrainingPanel, interactive\n"
+            "assert interactive()"
         )
         run(
-            "panel = TrainingPanel(Trial(iterations=None, steps=2, evaluate_every=5, evaluation_size=50))"
+            "trial = Trial(iterations=None, steps=2, evaluate_every=5, evaluation_size=50)\n"
+            "panel = TrainingPanel(trial)"
         )
         stop = run("panel.display()\npanel.start()", "panel.stop_button.model_id")
         run(
-            "end = time.time() + 60\nwhile panel.iteration < 5:\n    time.sleep(0.05)\n    assert time.time() < end"
+            "end = time.time() + 60\n"
+            "while panel.iteration < 5:\n"
+            "    time.sleep(0.05)\n"
+            "    assert time.time() < end"
         )
         click = {"comm_id": stop, "data": {"method": "custom", "content": {"event": "click"}}}
         client.shell_channel.send(client.session.msg("comm_msg", click))
         run(
-            "panel.wait(20); assert panel.state == 'stopped', panel.state; assert 'stopped' in panel.status_line.value"
+            "panel.wait(20)\n"
+            "assert panel.state == 'stopped', panel.state\n"
+            "assert 'stopped' in panel.status_line.value"
         )
     finally:
         client.stop_channels()

@@ -83,7 +83,7 @@ def test_rank_correlation_within_groups_sees_nothing_of_what_lies_between_them()
     generator = torch.Generator().manual_seed(2)
     a, b = torch.randn(2, 300, generator=generator)
     groups = torch.arange(300) % 3
-    # the groups lie far apart in both: everything agrees on that, and the order inside still is chance
+    # the groups lie far apart in both: that agrees, and the order inside is still chance
     assert rank_correlation(a + 10 * groups, b + 10 * groups) > 0.85
     expected = [spearmanr(a[groups == g], b[groups == g]).statistic for g in range(3)]
     # groups of one size and no ties: the mean of the groups' own correlations

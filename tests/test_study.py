@@ -16,7 +16,7 @@ from catlib import PGD, UniformSampler, build_model, load_data
 from catlib.data import data_root
 from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
 from catlib.lab.runs import Trial, build_training, is_done, records_of, run
-from catlib.lab.study import measurements, plan, tables, work
+from catlib.lab.study import plan, tables, work
 
 TIMES = ["seconds"]
 
@@ -305,15 +305,6 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_pa
         (parts["autoattack_0"] + parts["autoattack_4"]) / 2, abs=1e-4
     )
     assert (table["pgd_20_2"] <= table["accuracy"]).all()
-
-
-def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy():
-    probability = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
-    labels = torch.tensor(
-        [0, 0, 0, 1, 0, 1, 1, 1]
-    )  # 75 % right at confidence 0.9, 25 % right at confidence 0.6
-    error = measurements.calibration_error(torch.nn.Identity(), probability.log(), labels)
-    assert error == pytest.approx(0.5 * 0.15 + 0.5 * 0.35, abs=1e-6)
 
 
 def test_a_part_of_the_training_images_is_the_first_ones():

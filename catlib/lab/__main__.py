@@ -145,6 +145,12 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cell-timeout", type=positive, default=3600, help="seconds that one cell may take"
     )
+    parser.add_argument(
+        "--if-code-changed",
+        choices=("refuse", "repeat", "reuse"),
+        default="refuse",
+        help="what to do with runs that other code finished (default: refuse)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done")
     parser.add_argument(
         "--table", action="store_true", help="only write and show the table of all runs in --out"
@@ -219,10 +225,16 @@ def run_batch(options: argparse.Namespace) -> int:
         return 0
     what, given = batch_asked_for(options)
     values = units.values_for(what, given)
-    chosen = units.units_for(what, values, options.out.resolve(), options.cell_timeout)
+    chosen = units.units_for(
+        what,
+        values,
+        options.out.resolve(),
+        cell_timeout=options.cell_timeout,
+        if_code_changed=options.if_code_changed,
+    )
     if options.shard:
         chosen = units.shard(chosen, options.shard)
-    left = [unit for unit in chosen if not unit.is_done()]
+    left = units.to_do(chosen, options.if_code_changed)
     if options.dry_run:
         for unit in chosen:
             print(f"{'to do' if unit in left else 'done':<6} {unit.name}")
@@ -270,8 +282,8 @@ def execute_batch(units: list, workers: int | None, limit: float | None) -> list
 
 def write_batch_table(out: Path) -> None:
     """Write OUT/table.csv, and print its columns that differ."""
+    from ..files import write_whole
     from .batch.table import table_of, telling
-    from .runs import write_whole
 
     table = table_of(out)
     if table.empty:
@@ -291,10 +303,11 @@ def build_course(options: argparse.Namespace) -> int:
     what comes out: OUT/course/index.html and a page for each notebook, readable without a network.
     The exit status is 1 if a notebook failed.
     """
-    from .batch import course_notebooks
+    from .batch import course_notebooks, series_folder
     from .site import write_site
 
-    executed = [options.out / options.dataset / path.name for path in course_notebooks()]
+    folder = series_folder(options.dataset, options.out)
+    executed = [folder / path.name for path in course_notebooks()]
     failed = []
     if not all(path.exists() for path in executed):
         failed = execute_course(options.dataset, options.out, options.workers)
@@ -384,10 +397,10 @@ def write_pages(options: argparse.Namespace) -> int:
     what comes out: data/results/summary.csv and final.csv, computed from the other tables there;
     data/results/README.md, a row a claim; and the results in the project's README.md.
     """
-    from . import claims
+    from . import pages
     from .paths import RESULTS
 
-    claims.write_pages(options.results or RESULTS)
+    pages.write_pages(options.results or RESULTS)
     return 0
 
 

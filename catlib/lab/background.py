@@ -1,54 +1,71 @@
-"""Training in the background: trials side by side, that one can pause, stop and change while they run."""
+"""Training in the background: trials side by side, to pause, stop and change while they run."""
 
 import threading
 import time
 import traceback
 from dataclasses import replace
+from typing import Any
 
-from .runs import Trial, build_training, records_of
+from ..training import Record, Training
+from .runs import Trial, build_training, records_of, training_attack
 
-LIVE, AT_START = ("alpha", "epsilon", "steps"), ("sampling_number", "dataset", "device")
-TURN = (
-    threading.Lock()
-)  # torch's random state and matplotlib's caches belong to all threads: these take turns
+LIVE = ("alpha", "epsilon", "steps")  # settings that count from the next iteration
+AT_START = ("sampling_number", "dataset", "device")  # settings that count from the next start
+
+# torch's random state and matplotlib's caches belong to all threads: these take turns
+TURN = threading.Lock()
 
 
 class BackgroundTraining:
     """Trials by name that train in turns, one iteration each, in a thread of their own.
 
-    ``state`` is "ready", "running", "paused", "stopped", "finished" or "failed"; ``error`` then says why.
-    ``trainings`` and ``records`` (by name) stay as they are until the next start. An iteration that has begun
-    is ended: pausing, stopping and settings take effect within one iteration.
+    ``state`` is "ready", "running", "paused", "stopped", "finished" or "failed"; ``error`` then
+    says why. ``trainings`` and ``records`` (by name) stay as they are until the next start. An
+    iteration that has begun is ended: pausing, stopping and new settings take effect within one
+    iteration.
     """
 
+    state: str
+    error: Exception | None
+    traceback: str
+    changes: list[tuple[int, str, Any]]  # (iteration, setting, new value), for the picture
+    begun: dict[str, Trial]  # the trials as they were at the start
+    trainings: dict[str, Training]
+    records: dict[str, list[Record]]
+
     def __init__(self, trials: Trial | dict[str, Trial]):
-        self.trials = {trials.method: trials} if isinstance(trials, Trial) else dict(trials)
-        # a setting in which the trials differ is what they compare: changing it moves the last trial only
-        self.moves = {
-            setting: list(self.trials)
-            if len({getattr(trial, setting) for trial in self.trials.values()}) == 1
-            else list(self.trials)[-1:]
-            for setting in LIVE + AT_START
-        }
+        if isinstance(trials, Trial):
+            trials = {trials.method: trials}
+        self.trials = dict(trials)
+        self.moves = {setting: self._moved_by(setting) for setting in LIVE + AT_START}
         # an epsilon that grows is set by the trial itself in every iteration
-        self.live = (
-            ("alpha",) if any(trial.epsilon_warm_up for trial in self.trials.values()) else LIVE
-        )
-        self._lock, self._go, self._stopping = (
-            threading.RLock(),
-            threading.Event(),
-            threading.Event(),
-        )
-        self._thread = None
+        epsilon_grows = any(trial.epsilon_warm_up for trial in self.trials.values())
+        self.live = ("alpha",) if epsilon_grows else LIVE
+        self._lock = threading.RLock()
+        self._go = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
         self._reset("ready")
 
+    def _moved_by(self, setting: str) -> list[str]:
+        """Names of the trials that a change of this setting moves.
+
+        A setting in which the trials differ is what they compare: it moves the last trial only.
+        """
+        names = list(self.trials)
+        values = {getattr(trial, setting) for trial in self.trials.values()}
+        if len(values) > 1:
+            return names[-1:]
+        return names
+
     def _reset(self, state: str) -> None:
-        self.state, self.error, self.traceback, self.changes = state, None, "", []
-        self.begun, self.trainings, self.records = (
-            dict(self.trials),
-            {},
-            {name: [] for name in self.trials},
-        )
+        self.state = state
+        self.error = None
+        self.traceback = ""
+        self.changes = []
+        self.begun = dict(self.trials)
+        self.trainings = {}
+        self.records = {name: [] for name in self.trials}
         self._stopping.clear()
         self._go.set()
 
@@ -60,17 +77,23 @@ class BackgroundTraining:
     def iteration(self) -> int:
         return max((training.iteration for training in self.trainings.values()), default=0)
 
-    def set(self, **settings) -> None:
-        """Change settings of the trials: those in ``live`` count from the next iteration, others from the next start."""
+    def set(self, **settings: Any) -> None:
+        """Change settings of the trials.
+
+        Those in ``live`` count from the next iteration, the others from the next start.
+        """
         with self._lock:
             for setting, value in settings.items():
                 for name in self.moves[setting]:
                     self.trials[name] = replace(self.trials[name], **{setting: value})
                 if self.active and self.iteration and setting in self.live:
-                    earlier = [
-                        change for change in self.changes if change[:2] != (self.iteration, setting)
-                    ]
-                    self.changes = [*earlier, (self.iteration, setting, value)]
+                    self._note_change(setting, value)
+
+    def _note_change(self, setting: str, value: Any) -> None:
+        """Keep the last change of a setting in an iteration."""
+        moment = (self.iteration, setting)
+        earlier = [change for change in self.changes if change[:2] != moment]
+        self.changes = [*earlier, (*moment, value)]
 
     def start(self) -> None:
         """Begin anew in the background; nothing while it is running or paused."""
@@ -84,18 +107,21 @@ class BackgroundTraining:
             self._thread.start()
 
     def run(self, iterations: int | None = None) -> None:
-        """Begin anew and go to the end in the foreground, or for so many iterations; errors are raised."""
+        """Begin anew and go to the end in the foreground, or for so many iterations.
+
+        Errors are raised.
+        """
+        endless = any(trial.iterations is None for trial in self.trials.values())
+        if endless and not iterations:
+            raise ValueError(
+                "iterations is None: in the foreground training would never end; say how many."
+            )
         self.stop()
         self.wait()
         self._reset("running")
         if iterations:
-            self.begun = {
-                name: replace(trial, iterations=iterations) for name, trial in self.begun.items()
-            }
-        if any(trial.iterations is None for trial in self.begun.values()):
-            raise ValueError(
-                "iterations is None: in the foreground training would never end; say how many."
-            )
+            for name, trial in self.begun.items():
+                self.begun[name] = replace(trial, iterations=iterations)
         self._work()
         if self.error:
             raise self.error
@@ -122,34 +148,44 @@ class BackgroundTraining:
             self.changed(new=True)
             with TURN:  # initial weights come of a seed set in the global state
                 self.trainings = {name: build_training(trial) for name, trial in self.begun.items()}
-            streams = {
-                name: records_of(self.begun[name], training)
-                for name, training in self.trainings.items()
-            }
-            while streams and not self._stopping.is_set():
-                for name in list(streams):
-                    self._rest_if_paused()
-                    if self._stopping.is_set():
-                        break
-                    self._apply(self.trials[name], self.trainings[name])
-                    with TURN:
-                        record = next(streams[name], None)
-                    if record is None:
-                        del streams[name]
-                        continue
-                    self.records[name].append(record)
-                    self.changed(new=record.accuracy is not None)
-                    time.sleep(0.001)  # a lock is not fair: the next one in line may take it now
-            self._end("stopped" if streams else "finished")
+            finished = self._train()
+            self._end("finished" if finished else "stopped")
         except Exception as error:
-            self.error, self.traceback = error, traceback.format_exc()
+            self.error = error
+            self.traceback = traceback.format_exc()
             self._end("failed")
+        except BaseException:  # Ctrl-C in the foreground
+            self._end("stopped")
+            raise
+
+    def _train(self) -> bool:
+        """Iterations of the trials in turn, until all have ended (True) or are stopped (False)."""
+        streams = {
+            name: records_of(self.begun[name], training)
+            for name, training in self.trainings.items()
+        }
+        while streams:
+            for name in list(streams):
+                self._rest_if_paused()
+                if self._stopping.is_set():
+                    return False
+                self._apply(self.trials[name], self.trainings[name])
+                with TURN:
+                    record = next(streams[name], None)
+                if record is None:
+                    del streams[name]
+                    continue
+                self.records[name].append(record)
+                self.changed(new=record.accuracy is not None)
+                time.sleep(0.001)  # a lock is not fair: the next one in line may take it now
+        return True
 
     @staticmethod
-    def _apply(trial: Trial, training) -> None:
+    def _apply(trial: Trial, training: Training) -> None:
+        """Bring alpha and the attack of training to what the trial says now."""
         if trial.method == "CAT":
             training.sampler.alpha = trial.alpha
-        training.attack = trial.attack()
+        training.attack = training_attack(trial)
 
     def _rest_if_paused(self) -> None:
         while not self._go.is_set():
@@ -166,4 +202,7 @@ class BackgroundTraining:
         self.changed(new=True)
 
     def changed(self, new: bool) -> None:
-        """For subclasses; called in the thread after every iteration, ``new`` if it was evaluated or the state is another."""
+        """For subclasses: called in the thread after every iteration.
+
+        ``new`` is True if the iteration was evaluated or the state is another one.
+        """

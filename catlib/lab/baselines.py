@@ -1,21 +1,28 @@
-"""Cheap adversarial training to hold CAT against: a claim of speed must beat these too. And one attack that is none.
+"""Cheap ways of adversarial training that a claim of speed must beat as well, and Eq. 2 misread.
 
-PGD-2 and FGSM with random start are :class:`catlib.PGD` with few steps. These are not.
+PGD-2 and FGSM with a random start are :class:`catlib.PGD` with few steps. N-FGSM and free
+adversarial training are not. :class:`BatchMean` is one reading of the printed Eq. 2, for the audit.
 """
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from catlib import Training
+from catlib import PGD, Training
+from catlib.modes import attack_mode
 
 
 @dataclass(frozen=True)
 class NFGSM:
-    """N-FGSM (de Jorge et al., NeurIPS 2022): one signed step from a start with more noise than the ball, not projected back.
+    """N-FGSM (de Jorge et al., NeurIPS 2022): one signed step from a noisy start.
+
+    The start is noisier than the ball is large, and the result is not projected back onto the ball.
 
     Args:
         epsilon: of the threat model, in units of images in [0, 1].
@@ -31,60 +38,64 @@ class NFGSM:
         start = images + torch.empty_like(images).uniform_(-1, 1) * self.noise * self.epsilon
         with torch.enable_grad():
             loss = F.cross_entropy(model(start.requires_grad_()), labels, reduction="sum")
-            slope = torch.autograd.grad(loss, start)[0]
+            (slope,) = torch.autograd.grad(loss, start)
         step = self.epsilon if self.step_size is None else self.step_size
         return (start.detach() + step * slope.sign()).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class BatchMean:
-    """Eq. 2 exactly as printed, with the loss averaged over the batch, as losses are by default: no sign, no step size, no start.
+    """Eq. 2 exactly as printed, with the loss averaged over the batch, as losses are by default.
 
-    An example's gradient is then divided by the size of the batch, and the attack hardly moves. Only the audit asks for it.
+    It has no sign, no step size and no random start. An example's gradient is divided by the size
+    of the batch, so the attack hardly moves. Only the audit of the paper's numbers asks for it.
     """
 
     epsilon: float = 8 / 255
     steps: int = 20
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        mode, adversarial = model.training, images
-        model.eval()
-        for _ in range(self.steps):
-            with torch.enable_grad():
-                adversarial = adversarial.detach().requires_grad_()
-                slope = torch.autograd.grad(
-                    F.cross_entropy(model(adversarial), labels), adversarial
-                )[0]
-            adversarial = (
-                (adversarial.detach() + slope)
-                .clamp(images - self.epsilon, images + self.epsilon)
-                .clamp(0, 1)
-            )
-        model.train(mode)
+        adversarial = images
+        with attack_mode(model):
+            for _ in range(self.steps):
+                with torch.enable_grad():
+                    adversarial = adversarial.detach().requires_grad_()
+                    loss = F.cross_entropy(model(adversarial), labels)
+                    (slope,) = torch.autograd.grad(loss, adversarial)
+                moved = adversarial.detach() + slope
+                adversarial = moved.clamp(images - self.epsilon, images + self.epsilon).clamp(0, 1)
         return adversarial
 
 
 class FreeTraining(Training):
-    """Free adversarial training (Shafahi et al., NeurIPS 2019): a batch is replayed ``attack.steps`` times in a row.
+    """Free adversarial training (Shafahi et al., NeurIPS 2019).
 
-    The backward pass of an update gives the gradient of the images too, and the noise takes its next step by it.
-    An iteration, one replay, thus costs one pass an image. The noise outlives the batch. ``attack`` is a PGD, of
-    which only ``epsilon`` and ``steps`` are used.
+    A batch is replayed ``attack.steps`` times in a row. The backward pass of an update gives the
+    gradient of the images too, and the noise takes its next step by it. An iteration is one replay,
+    and so costs one pass an image. The noise outlives the batch. ``attack`` is a PGD, of which only
+    ``epsilon`` and ``steps`` are used.
     """
 
-    def __init__(self, *arguments, augment=None, **options):
+    attack: PGD
+
+    def __init__(
+        self,
+        *arguments: Any,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
-        self._augment_once, self._replayed, self._noise = augment, None, None
+        self._augment_once = augment
+        self._replayed: tuple[Tensor, Tensor, Tensor] | None = None
+        self._noise: Tensor | None = None
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self.iteration % self.attack.steps == 0:
+        if self._replayed is None or self.iteration % self.attack.steps == 0:
             indices, images, labels = super()._draw()
-            if (
-                self._augment_once
-            ):  # here, not in every replay: the noise belongs to these very images
-                self._generator.manual_seed(
-                    int(np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)[0])
-                )
+            if self._augment_once:
+                # here, not in every replay: the noise belongs to these very images
+                words = np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)
+                self._generator.manual_seed(int(words[0]))
                 images = self._augment_once(images, self._generator)
             self._replayed = indices, images, labels
         return self._replayed
@@ -94,19 +105,31 @@ class FreeTraining(Training):
             self._noise = torch.zeros_like(images)
         return (images + self._noise).clamp_(0, 1)
 
-    def _update(self, adversarial: Tensor, labels: Tensor, host: bool) -> tuple[Tensor, Tensor]:
-        result = super()._update(adversarial.requires_grad_(), labels, host)
+    def _update(
+        self, adversarial: Tensor, labels: Tensor, on_host: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        result = super()._update(adversarial.requires_grad_(), labels, on_host)
         epsilon = self.attack.epsilon
+        assert self._noise is not None and adversarial.grad is not None  # made by _craft, backward
         self._noise = (self._noise + epsilon * adversarial.grad.sign()).clamp_(-epsilon, epsilon)
-        adversarial.requires_grad_(False).grad = None
+        adversarial.requires_grad_(False)
+        adversarial.grad = None
         return result
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"replayed": self._replayed, "noise": self._noise}
+        own = {"replayed": self._replayed, "noise": self._noise}
+        return super().state_dict() | copy.deepcopy(own)
 
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
-        self._replayed = state["replayed"] and tuple(
-            part.to(self.device) for part in state["replayed"]
-        )
-        self._noise = None if state["noise"] is None else state["noise"].to(self.device)
+    def _load(self, state: dict) -> None:
+        super()._load(state)
+        self._replayed = None
+        if state["replayed"] is not None:
+            indices, images, labels = state["replayed"]
+            self._replayed = (
+                indices.to(self.device),
+                images.to(self.device),
+                labels.to(self.device),
+            )
+        self._noise = None
+        if state["noise"] is not None:
+            self._noise = state["noise"].to(self.device)

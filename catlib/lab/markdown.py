@@ -1,4 +1,4 @@
-"""Two small tools for generated Markdown: a table, and the replacement of a marked part of a text."""
+"""Generated Markdown: a table, and the replacement of the part of a text between two markers."""
 
 import re
 
@@ -9,10 +9,14 @@ def table(rows: pd.DataFrame) -> str:
     """A pipe table with one line a row; the index is left out, and a "|" within a cell is escaped.
 
     Numbers are written as ``str`` writes them, so format them before. Cells are not padded to one
-    width: some are whole sentences, and a change in one row should change only that line.
+    width, nor is the rule below the header: some cells are whole sentences, and a change in one row
+    should change only that line.
     """
     cells = rows.astype(str).map(lambda cell: cell.replace("|", "\\|"))
-    return cells.to_markdown(index=False, stralign=None, disable_numparse=True) + "\n"
+    text = cells.to_markdown(index=False, stralign=None, disable_numparse=True)
+    header, rule, *lines = text.splitlines()
+    rule = re.sub(r"-+", " --- ", rule)
+    return "\n".join([header, rule, *lines]) + "\n"
 
 
 def between(text: str, marker: str, content: str) -> str:

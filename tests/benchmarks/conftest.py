@@ -22,7 +22,10 @@ def pytest_configure(config):
 
 @pytest.fixture
 def note(request):
-    """Keep a figure for the report: ``note(row, measure, value, bar, ...)``; a figure with a bar says if it is met."""
+    """Keep a figure for the report: ``note(row, measure, value, bar, ...)``.
+
+    A figure with a bar says if the bar is met.
+    """
 
     def keep(
         row,

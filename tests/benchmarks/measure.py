@@ -1,4 +1,4 @@
-"""How the benchmarks measure: contenders side by side in one run, ratios within a round, medians over rounds."""
+"""How the benchmarks measure: contenders in one run, ratios within a round, medians over rounds."""
 
 import statistics
 import time
@@ -7,11 +7,13 @@ import torch
 
 
 class SideBySide:
-    """Time contenders in turns; the order changes from round to round, so that no one has the better neighbour.
+    """Time contenders in turns.
 
-    On a CPU the clock is the process's own time (one thread, so other programs disturb it least), on a GPU
-    it is the wall's, the device synchronised before it is read. With `untimed`, each turn begins with a call
-    that is not timed, so that no contender pays for the memory that the one before it went through.
+    The order changes from round to round, so that no contender always has the better neighbour. On
+    a CPU the clock is the process's own time: with one thread, other programs disturb it least. On
+    a GPU it is the wall's, and the device is synchronised before it is read. With `untimed`, each
+    turn begins with a call that is not timed, so that no contender pays for the memory that the one
+    before it went through.
     """
 
     def __init__(self, benchmark, contenders, rounds, device="cpu", warm=1, untimed=False):

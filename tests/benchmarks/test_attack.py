@@ -139,7 +139,7 @@ def test_cnn(benchmark, note, mnist, robust_cnn, only_cpu):
             "frozen parameters, cnn",
             "hand-written, frozen",
             "hand-written",
-            "used to leave no trace, not for speed",
+            "left out: no gain",
         ),
         (
             "gradient through the first layer by a matrix product, cnn",
@@ -245,8 +245,8 @@ def test_resnet(benchmark, note, only_cpu):
         "<=0.92",
         seconds=run.seconds("catlib"),
         rounds=run.rounds,
-        note=f"convolutions alone are {share:.2f} of the hand-written attack's time; it runs at {rate / 1e9:.0f} GFLOP/s, "
-        f"a float32 matrix product of 2048 at {top / 1e9:.0f}",
+        note=f"convolutions alone are {share:.2f} of the hand-written attack's time; it runs at "
+        f"{rate / 1e9:.0f} GFLOP/s, a float32 matrix product of 2048 at {top / 1e9:.0f}",
     )
     for what, name, base, remark in (
         ("channels_last, ResNet-18", "torch's first layer", "hand-written", "used"),

@@ -12,7 +12,10 @@ STEPS, RESTARTS, BATCH = 20, 10, 256
 
 
 def ten_full_runs(model, images, labels, attack, seed=0):
-    """The plain loop. (restart, iterate) where each image was first misclassified; restart -1 is before any attack."""
+    """The plain loop: (restart, iterate) where each image was first misclassified.
+
+    Restart -1 is before any attack.
+    """
     generator = torch.Generator(images.device).manual_seed(seed)
     first = torch.full((len(images), 2), RESTARTS, device=images.device)
     alive = model(images).argmax(1) == labels
@@ -71,7 +74,7 @@ def test_evaluation(benchmark, note, mnist, robust_cnn, share):
     passes = sum(counted)
     hook.remove()
     survivors = first[:, 0] == RESTARTS
-    # a look at every image, whole restarts while it lasts, and the iterates up to the one that breaks it
+    # a look at every image, whole restarts while it lasts, and the iterates up to the breaking one
     needed = len(x) + sum(
         (restart.clamp(0) * (STEPS + 1) + (step + 1) * (0 <= restart < RESTARTS)).item()
         for restart, step in first
@@ -92,7 +95,8 @@ def test_evaluation(benchmark, note, mnist, robust_cnn, share):
         passes / needed,
         "<=1.0",
         robust_accuracy=kept,
-        note=f"{passes} of {full} passes, share {passes / full:.3f}; epsilon {attack.epsilon:.3f}, {len(x)} images",
+        note=f"{passes} of {full} passes, share {passes / full:.3f}; "
+        f"epsilon {attack.epsilon:.3f}, {len(x)} images",
     )
     note(
         3,

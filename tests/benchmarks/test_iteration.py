@@ -40,7 +40,8 @@ def test_cat_over_at(benchmark, note, mnist, device):
         benchmark,
         {name: lambda t=training: next(t) for name, training in both.items()}
         | {"sampler": lambda: sampler.update(sampler.draw(), torch.zeros(128))},
-        rounds=300,  # on a shared CPU the median's standard error is then below half a percent, which the bar needs
+        # on a shared CPU the median's standard error is then below half a percent, as the bar needs
+        rounds=300,
         warm=3,
     )
     note(
@@ -175,12 +176,16 @@ def test_cuda_flops(benchmark, note, cuda, request):
         ">=0.30",
         seconds=run.seconds("attack"),
         rounds=run.rounds,
-        note=f"{rate / 1e12:.0f} of {top / 1e12:.0f} TFLOP/s; the rest: benchmarks_cuda_profile.txt",
+        note=f"{rate / 1e12:.0f} of {top / 1e12:.0f} TFLOP/s; "
+        "the rest: benchmarks_cuda_profile.txt",
     )
 
 
 def test_cuda_precision(benchmark, note, device, request):
-    """A bfloat16 attack must be as strong as one in float32: judged in float32, on a model trained so."""
+    """A bfloat16 attack must be as strong as a float32 one.
+
+    Both are judged in float32, on a model trained in bfloat16.
+    """
     if device != "cuda" or not torch.cuda.is_available():
         pytest.skip(report.OPEN)
     data = request.getfixturevalue("cifar10").to("cuda")

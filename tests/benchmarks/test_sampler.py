@@ -1,4 +1,4 @@
-"""Rows 4 and 6: a sampling step against the size of the data, its memory, and other ways to draw."""
+"""Rows 4 and 6: the time of a sampling step against the size of the data, and its memory."""
 
 import os
 import subprocess
@@ -107,7 +107,8 @@ def test_others(benchmark, note, n):
             run.ratio(name, "catlib, tree"),
             seconds=run.seconds(name),
             rounds=run.rounds,
-            note="value: time over catlib's tree; the others only draw, catlib also takes the new weights",
+            note="value: time over catlib's tree; "
+            "the others only draw, catlib also takes the new weights",
         )
 
 
@@ -115,7 +116,8 @@ MEMORY = """
 import sys, torch, catlib
 n = int(sys.argv[1])
 def resident(key):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 small = catlib.CaseSampler(torch.arange(10000) % 10, 256)   # compiled code is no example's
 small.update(small.draw(), torch.zeros(256))
 labels = torch.arange(n) % 10

@@ -137,7 +137,10 @@ class Page:
 
     def ask(self, expression: str) -> str:
         """What the kernel answers to an expression."""
-        request = "{code: '', silent: false, store_history: false, user_expressions: {answer: expression}}"
+        request = (
+            "{code: '', silent: false, store_history: false, "
+            "user_expressions: {answer: expression}}"
+        )
         ask = f"async expression => (await {self.KERNEL}.requestExecute({request}).done).content"
         reply = self.page.evaluate(ask, expression)
         answer = reply["user_expressions"]["answer"]

@@ -113,7 +113,7 @@ def test_start_grow_drag_stop(open_notebook, name):
 
 
 def test_two_panels(open_notebook, lab):
-    """Two panels in one notebook go their own ways, and a cell run again takes its old panel with it."""
+    """Two panels in a notebook go their own ways; a cell run again takes its old panel with it."""
     page = open_notebook(
         write(lab[0] / "two.ipynb", PLAIN.format(name="first"), PLAIN.format(name="second"))
     )
@@ -137,7 +137,8 @@ def test_two_panels(open_notebook, lab):
     second.wait(lambda: second.status().startswith("stopped"), "stopped", 2)
     assert first.status().startswith("running")
     page.page.evaluate(
-        "async () => { const n = jupyterapp.shell.currentWidget.content; n.activeCellIndex = 0; n.deselectAll();"
+        "async () => { const n = jupyterapp.shell.currentWidget.content;"
+        "n.activeCellIndex = 0; n.deselectAll();"
         "await jupyterapp.commands.execute('notebook:run-cell') }"
     )
     states = (

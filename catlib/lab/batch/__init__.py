@@ -9,6 +9,13 @@ course, and ``table`` joins what came out.
 """
 
 from .notebooks import course_notebooks, execute, parameter_names, refresh
-from .series import run_series
+from .series import run_series, series_folder
 
-__all__ = ["course_notebooks", "execute", "parameter_names", "refresh", "run_series"]
+__all__ = [
+    "course_notebooks",
+    "execute",
+    "parameter_names",
+    "refresh",
+    "run_series",
+    "series_folder",
+]

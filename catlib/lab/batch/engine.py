@@ -22,7 +22,7 @@ from typing import Protocol, Self
 
 from tqdm import tqdm
 
-from ..runs import write_whole
+from ...files import write_whole
 
 ATTEMPTS = 5  # how often a job is handed out whose process is killed
 MEMORY = 1.5 * 2**30  # bytes that one process of a small run may need

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from ...data import data_root
+from ...files import write_whole
 from ..paths import NOTEBOOKS, ROOT, SOLUTIONS
-from ..runs import write_whole
 from .parameters import Parameter, kinds_of, unknown_name
 
 
@@ -184,6 +184,14 @@ def _literal(name, value):
         "which no notebook can be given; "
         "allowed are None, bool, int, float, str, and lists and str-keyed dicts of them"
     )
+
+
+def code_in(notebook) -> str:
+    """The code of a notebook, without its outputs and its text."""
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
 def course_notebooks() -> list[Path]:

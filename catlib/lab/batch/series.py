@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .engine import Processes, run_jobs, workers_that_fit
 from .notebooks import course_notebooks, parameter_names
-from .units import SeriesUnit, check_datasets, check_folder, inside
+from .units import SeriesUnit, check_datasets, check_folder, from_anywhere, inside
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,14 @@ class Series:
     folder: Path
     executed: list[Path]
     failed: list[str]
+
+
+def series_folder(dataset: str, out: str | Path = "runs") -> Path:
+    """Where the series on a dataset goes: a folder in ``out`` with the dataset's name.
+
+    Raises: ValueError: the name would lead elsewhere.
+    """
+    return inside(Path(out).resolve(), Path(dataset).stem)
 
 
 def run_series(
@@ -42,7 +50,8 @@ def run_series(
     Raises: ValueError: the dataset cannot be used, or nothing can be written to ``out``.
     """
     check_datasets([dataset])
-    folder = inside(Path(out).resolve(), dataset)
+    folder = series_folder(dataset, out)
+    dataset = from_anywhere(dataset)
     check_folder(folder)
     (folder / "table.csv").unlink(missing_ok=True)  # so that it is of this run, if it is there
     values = {"dataset": dataset, "output_dir": str(folder)}

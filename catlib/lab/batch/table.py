@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..runs import REPLACED
+
 
 def table_of(root: Path) -> pd.DataFrame:
     """A row a run: its name, its status, its parameters, and what came out.
@@ -13,14 +15,16 @@ def table_of(root: Path) -> pd.DataFrame:
     its ``table.csv``, if it wrote one. A run.json that cannot be read is a row that says so.
     """
     tables = []
-    for path in sorted(root.glob("*/run.json")):
+    for path in sorted([*root.glob("*/run.json"), *root.glob("*/notebook.json")]):
+        if REPLACED in path.parent.name:
+            continue
         try:
             tables.append(rows_of(path))
         except Exception as error:  # a foreign or damaged file must not hide the other runs
             bad = {"run": path.parent.name, "status": "unreadable", "error": str(error)}
             tables.append(pd.DataFrame([bad]))
     for path in sorted(root.glob("*/error.txt")):
-        if not path.with_name("run.json").exists():
+        if not (path.with_name("run.json").exists() or path.with_name("notebook.json").exists()):
             tables.append(pd.DataFrame([failed(path.parent)]))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data import load_data
-from ..runs import Trial, is_done, run, write_json
+from ...data import find_data, load_data
+from ..runs import Trial, changed_code, is_done, run, write_json
+from ..sources import CATLIB, differing
 from .engine import Failure
-from .notebooks import execute, failure_in_words, parameters_of
+from .notebooks import code_in, execute, failure_in_words, parameters_of
 from .parameters import Parameter, parameters_of_trials, unknown_name, values_in
 
 TRIAL = "trial"
@@ -27,6 +28,7 @@ class TrialUnit:
 
     trial: Trial
     root: Path
+    if_code_changed: str = "refuse"
 
     @property
     def name(self) -> str:
@@ -47,15 +49,18 @@ class TrialUnit:
     def is_done(self) -> bool:
         return is_done(self.folder)
 
+    def changed_code(self) -> list[str]:
+        return changed_code(self.folder)
+
     def run(self) -> None:
-        run(self.trial, self.root)
+        run(self.trial, self.root, if_code_changed=self.if_code_changed)
 
 
 @dataclass(frozen=True)
 class NotebookUnit:
     """A notebook with values for some of its parameters, in a folder named by them.
 
-    The folder gets the executed notebook and a run.json that is written last; a notebook with a
+    The folder gets the executed notebook and a notebook.json, written last; a notebook with a
     parameter ``output_dir`` is given the folder.
     """
 
@@ -86,10 +91,23 @@ class NotebookUnit:
             return None
         return self.values.get("dataset", known["dataset"].default)
 
+    @property
+    def record(self) -> Path:
+        return self.folder / "notebook.json"
+
     def is_done(self) -> bool:
-        return is_done(self.folder)
+        return self.record.exists()
+
+    def code(self) -> dict[str, str]:
+        """What decides the results: a digest of each file of catlib, and one of the notebook."""
+        text = code_in(self.notebook)
+        return CATLIB | {self.notebook.name: hashlib.sha256(text.encode()).hexdigest()[:12]}
+
+    def changed_code(self) -> list[str]:
+        return differing(json.loads(self.record.read_text())["code"], self.code())
 
     def run(self) -> None:
+        self.record.unlink(missing_ok=True)
         values = dict(self.values)
         if "output_dir" in parameters_of(self.notebook):
             values.setdefault("output_dir", str(self.folder.resolve()))
@@ -100,8 +118,9 @@ class NotebookUnit:
             "notebook": self.notebook.name,
             "parameters": self.values,
             "seconds": round(time.perf_counter() - started, 2),
+            "code": self.code(),
         }
-        write_json(self.folder / "run.json", info)
+        write_json(self.record, info)
 
 
 Unit = TrialUnit | NotebookUnit
@@ -216,7 +235,12 @@ def read_sweep(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def units_for(
-    what: str, values: Mapping[str, list[Any]], root: Path, cell_timeout: int = 3600
+    what: str,
+    values: Mapping[str, list[Any]],
+    root: Path,
+    *,
+    cell_timeout: int = 3600,
+    if_code_changed: str = "refuse",
 ) -> list[Unit]:
     """A unit for every combination of the values, each once; the last parameter changes first.
 
@@ -228,11 +252,47 @@ def units_for(
     for combination in ParameterGrid(dict(values)):
         unit: Unit
         if what == TRIAL:
-            unit = TrialUnit(Trial(**combination), root)
+            unit = TrialUnit(Trial(**combination), root, if_code_changed)
         else:
+            if "dataset" in combination:
+                combination["dataset"] = from_anywhere(combination["dataset"])
             unit = NotebookUnit(Path(what).resolve(), combination, root, cell_timeout)
         units.setdefault(unit.name, unit)
     return list(units.values())
+
+
+def from_anywhere(dataset: str) -> str:
+    """The name of a dataset, or its path for a kernel that runs in another folder.
+
+    Raises: ValueError: there is no such dataset.
+    """
+    path = find_data(dataset)
+    return dataset if path is None else str(path)
+
+
+def to_do(units: list[Unit], if_code_changed: str) -> list[Unit]:
+    """The units that are not done yet.
+
+    Args:
+        if_code_changed: what to do with those that other code finished: "refuse", "repeat", or
+            "reuse" them as they are.
+
+    Raises: ValueError: there are such, and they are to be refused.
+    """
+    left = [unit for unit in units if not unit.is_done()]
+    if if_code_changed == "reuse":
+        return left
+    changed = {unit.name: unit.changed_code() for unit in units if unit.is_done()}
+    other = [unit for unit in units if changed.get(unit.name)]
+    if other and if_code_changed == "refuse":
+        files = ", ".join(changed[other[0].name][:5])
+        raise ValueError(
+            f"{len(other)} runs were finished by other code, such as {other[0].name}; "
+            f"what differs: {files}. Say what to do with them: "
+            "--if-code-changed repeat (run them anew) or reuse (take them as they are); "
+            "or choose another folder with --out"
+        )
+    return left + other
 
 
 def shard(units: list[Unit], part: str) -> list[Unit]:

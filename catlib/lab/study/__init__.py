@@ -1,14 +1,13 @@
 """The study: does CAT do what the paper says? All runs and tables come from study.toml.
 
-    python -m catlib.lab study --profile smoke             # every kind of piece on the embedded
-    digits python -m catlib.lab study --profile paper --list      # the pieces, and how much of each
-    is done python -m catlib.lab study --profile paper --piece cifar10_tables --minutes 9
+    catlib study --profile smoke               # every kind of piece, on the embedded digits
+    catlib study --profile paper --list        # the pieces, and how much of each is done
+    catlib study --profile paper --piece cifar10_tables --minutes 9
 
-``plan`` turns study.toml into pieces and trials, ``work`` runs them, ``measurements`` says what is
-measured of a model at the end, and ``tables`` writes what came out. A study that was stopped or
-killed goes on where it was
-when the same command is given again: every trial is a run with checkpoints (catlib.lab.runs), and
-    the tables are written anew from the finished runs, whenever one finishes.
+``plan`` turns study.toml into pieces and trials, ``work`` runs them, and ``tables`` writes what
+came out. A study that was stopped or killed goes on where it was when the same command is given
+again: every trial is a run with checkpoints (catlib.lab.runs), and the tables are written anew from
+the finished runs, whenever one finishes.
 """
 
 from .plan import Piece, configuration, pieces_of, profiles

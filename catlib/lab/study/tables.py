@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..runs import Trial, is_done, write_whole
+from ...files import write_whole
+from ..runs import Trial, is_done
 from .plan import Piece
 
 DIGITS = {

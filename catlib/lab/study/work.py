@@ -13,16 +13,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from catlib import Training
+from catlib import PGD, Training
 from catlib.training import Record
 
+from ...files import write_whole
 from ..batch import execute, parameter_names
 from ..batch.engine import Failure, Job, Pause, Processes, Result, ThisProcess, run_jobs
+from ..judge import AUTOATTACK_PART, Measurement, measurements, together
 from ..paths import NOTEBOOKS, RESULTS, ROOT
-from ..runs import Trial, build_training, is_done, provenance, run, write_json, write_whole
+from ..runs import Trial, build_training, is_done, provenance, run, write_json
 from ..similarity import neighbour_similarity, staleness
 from ..site import write_site
-from .measurements import measurements, together
 from .plan import Piece, pieces_of
 from .tables import Finished, finished_in, finished_runs, write_result, write_table
 
@@ -287,6 +288,8 @@ def measure_neighbours(training: Training, trial: Trial, options: dict) -> pd.Da
 def measure_staleness(training: Training, trial: Trial, options: dict) -> pd.DataFrame:
     count = 64 if options["tiny"] else 1000
     examples = torch.arange(min(count, len(training.data.y_train)))
+    if trial.iterations is None:
+        raise ValueError("iterations is None; staleness is measured over a given number of them.")
     return staleness(training, examples=examples, every=max(1, trial.iterations // 6))
 
 
@@ -397,7 +400,7 @@ def judge_run(one: Finished, options: dict, deadline: float) -> list[dict]:
     rows = []
     for final in final_models(one.folder, records.index[-1], training.device):
         training.model.load_state_dict(final.weights)
-        jobs = measurements(training, one.trial, options)
+        jobs = final_measurements(training, one.trial, options)
         measured = do_missing(jobs, one.folder / f"finals-{final.name}.json", deadline)
         row = {
             "arm": one.arm,
@@ -406,9 +409,37 @@ def judge_run(one: Finished, options: dict, deadline: float) -> list[dict]:
             "iteration": final.iteration,
             "coverage": round(records.coverage[final.iteration], 4),
         }
-        row |= {name: round(value, 4) for name, value in together(measured).items()}
+        row |= {
+            name: round(value, 4)
+            for name, value in together(measured, autoattack_size(options)).items()
+        }
         rows.append(row)
     return rows
+
+
+def autoattack_size(options: dict) -> int:
+    """How many test images AutoAttack is given."""
+    return 8 if options["tiny"] else options["autoattack_size"]
+
+
+def final_measurements(
+    training: Training, trial: Trial, options: dict
+) -> Iterator[tuple[str, Measurement]]:
+    """What is measured of a final model; at the scale "tiny" on a few images, by one attack."""
+    tiny = options["tiny"]
+    images, labels = training.data.test(slice(32 if tiny else None))
+    attack = trial.judge(restarts=2 if tiny else 10)
+    if not isinstance(attack, PGD):
+        raise ValueError(f"a final model is judged by PGD, not by {type(attack).__name__}.")
+    return measurements(
+        training.model,
+        images,
+        labels,
+        attack,
+        autoattack=autoattack_size(options),
+        part=4 if tiny else AUTOATTACK_PART,
+        attacks=["apgd-ce"] if tiny else None,
+    )
 
 
 def final_models(folder: Path, last_iteration: int, device: torch.device) -> list[FinalModel]:
