@@ -4,6 +4,7 @@ PROFILE ?= smoke#  or cpu, paper
 DEVICE  ?= cpu#    or cuda
 JOBS    ?= 2#      tests at a time
 BASE_URL ?=#       where the site will be published, such as https://owner.github.io/name
+WORKERS ?=#        runs at a time in run and study
 VENV    ?= .venv
 
 PYTHON := $(VENV)/bin/python
@@ -25,7 +26,7 @@ help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(READY)  ## execute the notebooks on DATASET and print the AT-against-CAT table
-	$(PYTHON) -m catlib.lab run --dataset $(DATASET)
+	$(PYTHON) -m catlib.lab run --dataset $(DATASET) $(if $(WORKERS),--workers $(WORKERS))
 
 # What is watched in a browser is timed, so it runs alone. In the rest a worker gets a file at a time
 # (loadscope), since the cells of a notebook share a kernel.
@@ -41,7 +42,7 @@ bench: $(READY)  ## measure against other implementations on DEVICE
 	CATLIB_DEVICE=$(DEVICE) $(PYTHON) -m pytest tests/benchmarks
 
 study: $(READY)  ## run the study of the paper's claims at the size PROFILE
-	$(PYTHON) -m catlib.lab study --profile $(PROFILE)
+	$(PYTHON) -m catlib.lab study --profile $(PROFILE) $(if $(WORKERS),--workers $(WORKERS))
 
 course: $(READY)  ## write the notebooks as a site to runs/course; BASE_URL adds addresses
 	$(PYTHON) -m catlib.lab course --dataset $(DATASET) $(if $(BASE_URL),--base-url $(BASE_URL))

@@ -453,6 +453,15 @@ def _other_code(folder: Path, state: str, changed: list[str]) -> str:
     )
 
 
+def changed_code(folder: str | Path) -> list[str]:
+    """Names of the source files that differ now from those that a run is of.
+
+    Raises: ValueError: the run.json cannot be read.
+    """
+    info = read_run(folder)
+    return _changed_code(_stretches_of(info), info["trial"]["model"])
+
+
 @contextmanager
 def _only_one_process(folder: Path, wait: float | None) -> Iterator[None]:
     """Hold the lock of a run's folder, which a process loses when it ends in whatever way.
