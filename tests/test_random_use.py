@@ -88,8 +88,10 @@ class Net(nn.Module):
 
     def forward(self, x):
         logits = self.layers(x)
-        if self.training and torch.is_grad_enabled():  # in the update, not in the attack
-            logits = Backward.apply(logits, self.accidents)
+        if torch.is_grad_enabled():
+            of_an_attack = x.requires_grad or not self.training
+            place = "backward of an attack" if of_an_attack else "backward of an update"
+            logits = Backward.apply(logits, self.accidents, place)
         return self.accidents.visit("forward", logits)
 
 
@@ -97,13 +99,14 @@ class Backward(torch.autograd.Function):
     """The identity; its backward pass is a place of accidents."""
 
     @staticmethod
-    def forward(ctx, logits, accidents):
+    def forward(ctx, logits, accidents, place):
         ctx.accidents = accidents
+        ctx.place = place
         return logits.clone()
 
     @staticmethod
     def backward(ctx, gradient):
-        return ctx.accidents.visit("backward", gradient), None
+        return ctx.accidents.visit(ctx.place, gradient), None, None
 
 
 @cache
@@ -174,7 +177,8 @@ def build(kind: str, accidents: Accidents) -> Training:
 # where an accident can happen, and what
 PLACES = {
     "forward": ("error", "Ctrl-C"),
-    "backward": ("error", "Ctrl-C", "nan"),
+    "backward of an attack": ("error", "Ctrl-C"),
+    "backward of an update": ("error", "Ctrl-C", "nan"),
     "augment": ("error", "Ctrl-C", "nan"),
     "attack": ("error", "Ctrl-C"),
     "judge": ("error", "Ctrl-C"),
