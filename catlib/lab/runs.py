@@ -51,8 +51,8 @@ from catlib import (
     robust_accuracy,
 )
 
+from ..attacks import check_count
 from ..files import remove_leftovers, write_whole
-from ..guards import check_count
 from ..training import choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
 from .paths import ROOT
