@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Data
+from .data.dataset import as_floats
 from .own import own_model
 
 MODELS = ("cnn", "resnet18")
@@ -42,8 +43,8 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
         data: gives the number of classes, the size of an image, and the mean and standard deviation
             of each channel.
         seed: of the initial weights; torch's global random state is left alone.
-    Raises: ValueError: an unknown name, or a model of your own that cannot be used; the message
-        says what is wrong with it.
+    Raises: ValueError: an unknown name, images too small for the cnn, or a model of your own that
+        cannot be used; the message says what is wrong with it.
     """
     if isinstance(name, str) and ":" in name:
         return own_model(name, data, seed)
@@ -53,9 +54,15 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
             "or module:function for a model of your own."
         )
     _, channels, height, width = data.x_train.shape
+    if name == "cnn" and min(height, width) < 4:
+        raise ValueError(
+            f"the images are {height} x {width} pixels; the cnn halves them twice and needs 4 x 4."
+        )
     # some thousand images, evenly spaced, give mean and deviation to three digits
-    sample = data.x_train[:: max(1, len(data.x_train) // 5000)].cpu().float().div_(255)
-    normalize = Normalize(sample.mean((0, 2, 3)), sample.std((0, 2, 3)))
+    sample = as_floats(data.x_train[:: max(1, len(data.x_train) // 5000)].cpu())
+    std = sample.std((0, 2, 3))
+    std = torch.where(std > 0, std, 1)  # a channel that is the same everywhere is only shifted
+    normalize = Normalize(sample.mean((0, 2, 3)), std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "cnn":

@@ -1,5 +1,6 @@
 """The practical tricks: which examples an iteration sees (paper, section 2.2)."""
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from numbers import Integral, Real
@@ -13,38 +14,38 @@ from torch.utils.data import Sampler
 from .gain import smooth
 
 TREE_FROM = 4096  # from this many examples on, the compiled tree draws faster than a sort of all
+SMALLEST_TEMPERATURE = 1e-12  # with it, w_0 = 1 is 1e12; see LARGEST_LOG_WEIGHT
+# Rounding blurs a log weight of this size by a tenth, and the random part of a draw is about 1.
+LARGEST_LOG_WEIGHT = 1e15
 
 
 class _BatchSampler(Sampler[Tensor], ABC):
     """What both samplers share: ``draw()`` gives one batch, iterating gives one pass's worth.
 
-    A batch is (sampling_number,) int64: indices of different examples.
+    A batch is (sampling_number,) int64: indices of different examples. Threads may share a sampler:
+    one at a time draws, updates or reads it.
     """
 
     n: int  # examples in the data
     sampling_number: int  # examples in a batch
     device: torch.device  # that of the labels
     generator: torch.Generator  # of the draws
+    _lock: threading.RLock
 
     def __init__(self, labels: Tensor, sampling_number: int, seed: int):
-        labels = torch.as_tensor(labels)
-        is_integer = not labels.is_floating_point() and labels.dtype != torch.bool
-        if labels.ndim != 1 or len(labels) == 0 or not is_integer:
-            raise ValueError(
-                f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
-                f"they must be (n,) integers, n > 0."
-            )
-        if labels.min() < 0:
-            raise ValueError(f"a label is {labels.min()}; labels must lie in 0..K-1.")
-        if not isinstance(sampling_number, Integral) or not 1 <= sampling_number <= len(labels):
+        labels = _checked_labels(labels)
+        if not _is_integer(sampling_number, 1, len(labels)):
             raise ValueError(
                 f"sampling_number is {sampling_number!r}; "
                 f"it must be an integer in 1..{len(labels)} (all examples)."
             )
+        if not _is_integer(seed, -(2**63), 2**64 - 1):
+            raise ValueError(f"seed is {seed!r}; it must be an integer in -2**63..2**64-1.")
         self.n = len(labels)
-        self.sampling_number = sampling_number
+        self.sampling_number = int(sampling_number)
         self.device = labels.device
-        self.generator = torch.Generator(labels.device).manual_seed(seed)
+        self.generator = torch.Generator(labels.device).manual_seed(int(seed))
+        self._lock = threading.RLock()
 
     @abstractmethod
     def draw(self) -> Tensor:
@@ -62,22 +63,59 @@ class _BatchSampler(Sampler[Tensor], ABC):
             yield self.draw()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a sampler built from the same arguments needs to go on with the same draws."""
+        """A snapshot: what a sampler built from the same arguments needs to draw the same."""
+        with self._lock:
+            return self._state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken.
+
+        Raises: ValueError: the state of another sampler, or a damaged one; nothing was changed.
+        """
+        with self._lock:
+            self._check_state(state)
+            self._set_state(state)
+
+    def _state(self) -> dict[str, Any]:
         return {
             "n": self.n,
             "sampling_number": self.sampling_number,
             "generator": self.generator.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken. Raises: ValueError: the state of another sampler."""
+    def _check_state(self, state: dict[str, Any]) -> None:
+        missing = [name for name in self._state_names() if name not in state]
+        if missing:
+            raise ValueError(
+                f"the state is {_origin(state)}: it lacks {', '.join(missing)}. "
+                f"This sampler is a {type(self).__name__}."
+            )
         for name in ("n", "sampling_number"):
-            if state[name] != getattr(self, name):
+            own = getattr(self, name)
+            if not _is_integer(state[name], own, own):
                 raise ValueError(
-                    f"the state is of a sampler with {name} {state[name]}; "
-                    f"this one has {getattr(self, name)}."
+                    f"the state is of a sampler with {name} {state[name]}; this one has {own}."
                 )
+        try:
+            torch.Generator(self.device).set_state(state["generator"].cpu())
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the state's random generator does not fit a sampler on {self.device} ({error})."
+            ) from error
+
+    def _set_state(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"].cpu())
+
+    def _state_names(self) -> tuple[str, ...]:
+        return ("n", "sampling_number", "generator")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle, which cannot take the lock along."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.RLock()
 
 
 class UniformSampler(_BatchSampler):
@@ -98,23 +136,41 @@ class UniformSampler(_BatchSampler):
         self._next = 0  # place in the order where the next batch begins
 
     def draw(self) -> Tensor:
-        if self._next + self.sampling_number > len(self._order):
-            self._order = torch.randperm(self.n, generator=self.generator, device=self.device)
-            self._next = 0
-        begin = self._next
-        self._next += self.sampling_number
-        return self._order[begin : self._next]
+        with self._lock:
+            if self._next + self.sampling_number > len(self._order):
+                self._order = torch.randperm(self.n, generator=self.generator, device=self.device)
+                self._next = 0
+            begin = self._next
+            self._next += self.sampling_number
+            return self._order[begin : self._next].clone()
 
     def update(self, indices: Tensor, gain: Tensor) -> None:
         """Nothing to learn: every example counts the same."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"order": self._order, "next": self._next}
+    def _state(self) -> dict[str, Any]:
+        return super()._state() | {"order": self._order.clone(), "next": self._next}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._order = state["order"].to(self.device)
-        self._next = state["next"]
+    def _state_names(self) -> tuple[str, ...]:
+        return (*super()._state_names(), "order", "next")
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        super()._check_state(state)
+        order = state["order"]
+        if not isinstance(order, Tensor) or order.dtype != torch.int64 or order.ndim != 1:
+            raise ValueError(f"the state's order is {_kind(order)}; it must be (n,) torch.int64.")
+        if len(order) and not _is_permutation(order, self.n):
+            raise ValueError(
+                f"the state's order of {len(order)} indices is no order of 0..{self.n - 1}."
+            )
+        if not _is_integer(state["next"], 0, len(order)):
+            raise ValueError(
+                f"the state's next is {state['next']!r}; it must be an integer in 0..{len(order)}."
+            )
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        super()._set_state(state)
+        self._order = state["order"].to(self.device, copy=True)
+        self._next = int(state["next"])
 
 
 class CaseSampler(_BatchSampler):
@@ -133,12 +189,16 @@ class CaseSampler(_BatchSampler):
         temperature: a positive number, where a large one draws uniformly; or "auto", the standard
             deviation of the current weights, renewed once a pass over the data (1 during the
             first), so that the scale of the logits does not matter.
-        log_weight: for ablations: maps the weights w (n,) to other log weights (n,).
+        log_weight: for ablations: maps the weights w (n,) to other log weights (n,). It replaces
+            w / temperature, and it needs the sort.
         tree: draw by a sum tree (O(log n) an example, on a CPU) instead of by one sort of all
             examples; the probabilities are the same. None decides by size.
         seed: of the draws.
     Raises: ValueError: an argument outside what is written here.
     """
+
+    _temperature: float | str
+    _divisor: float | Tensor  # what the temperature is at present
 
     def __init__(
         self,
@@ -154,7 +214,6 @@ class CaseSampler(_BatchSampler):
     ):
         super().__init__(labels, sampling_number, seed)
         self.alpha = alpha
-        self.log_weight = log_weight
         self._draws = 0
         if class_balanced:
             classes = torch.as_tensor(labels).long()
@@ -171,6 +230,7 @@ class CaseSampler(_BatchSampler):
             self._store = _TreeStore(groups)
         else:
             self._store = _SortStore(groups, self._counts)
+        self.log_weight = log_weight
         self.temperature = temperature
 
     @property
@@ -180,9 +240,7 @@ class CaseSampler(_BatchSampler):
 
     @alpha.setter
     def alpha(self, value: float) -> None:
-        if not 0 <= value <= 1:
-            raise ValueError(f"alpha is {value}; it must lie in [0, 1] (Eq. 4).")
-        self._alpha = value
+        self._alpha = _checked_alpha(value)
 
     @property
     def temperature(self) -> float | str:
@@ -191,14 +249,29 @@ class CaseSampler(_BatchSampler):
 
     @temperature.setter
     def temperature(self, value: float | str) -> None:
-        is_positive = isinstance(value, Real) and 0 < float(value) < float("inf")
-        if value != "auto" and not is_positive:
-            raise ValueError(f"temperature is {value!r}; it must be a positive number or 'auto'.")
-        self._temperature = value
-        if isinstance(value, str):
-            self._renew_automatic_temperature()
-        else:
-            self._divisor: float | Tensor = value
+        value = _checked_temperature(value)
+        with self._lock:
+            self._temperature = value
+            if isinstance(value, str):
+                self._renew_automatic_temperature()
+            else:
+                self._divisor = value
+
+    @property
+    def log_weight(self) -> Callable[[Tensor], Tensor] | None:
+        """Other log weights than w / temperature, for ablations; may be set while training runs."""
+        return self._log_weight
+
+    @log_weight.setter
+    def log_weight(self, value: Callable[[Tensor], Tensor] | None) -> None:
+        if value is not None and not callable(value):
+            raise ValueError(f"log_weight is {value!r}; it must be a function or None.")
+        if value is not None and isinstance(self._store, _TreeStore):
+            raise ValueError(
+                f"log_weight is {value!r}, but this sampler of {self.n} examples draws by the "
+                f"tree, which knows w / temperature alone; build it with tree=False."
+            )
+        self._log_weight = value
 
     def _renew_automatic_temperature(self) -> None:
         """Divide the weights by their present standard deviation from now on."""
@@ -207,7 +280,8 @@ class CaseSampler(_BatchSampler):
     @property
     def weights(self) -> Tensor:
         """(n,) float32: w_t of Eq. 4 of every example, 1 where it was never drawn; a copy."""
-        return self._store.weights
+        with self._lock:
+            return self._store.weights
 
     def quotas(self) -> np.ndarray:
         """(C,) how many examples of each class the next batch holds; the sum: sampling_number."""
@@ -230,14 +304,20 @@ class CaseSampler(_BatchSampler):
         return quotas
 
     def draw(self) -> Tensor:
-        begins_a_pass = self._draws > 0 and self._draws % len(self) == 0
-        if self.temperature == "auto" and begins_a_pass:
-            self._renew_automatic_temperature()
-        quotas = self.quotas()
-        self._draws += 1
-        drawn = self._store.draw(quotas, self._divisor, self.log_weight, self.generator)
-        # in any order: the place within a batch says nothing about class or weight
-        return drawn[torch.randperm(len(drawn), generator=self.generator, device=self.device)]
+        """The next batch, (sampling_number,) int64.
+
+        Raises: FloatingPointError: log weights that are not finite, or so large that rounding
+            decides the draw; the weights are as before. (On a GPU the draw does not look.)
+        """
+        with self._lock:
+            begins_a_pass = self._draws > 0 and self._draws % len(self) == 0
+            if self.temperature == "auto" and begins_a_pass:
+                self._renew_automatic_temperature()
+            drawn = self._store.draw(self.quotas(), self._divisor, self.log_weight, self.generator)
+            self._draws += 1
+            # in any order: the place within a batch says nothing about class or weight
+            order = torch.randperm(len(drawn), generator=self.generator, device=self.device)
+            return drawn[order]
 
     def update(self, indices: Tensor, gain: Tensor) -> None:
         """Eq. 4 (Protocol 1, line 6) for the examples at ``indices``.
@@ -255,11 +335,15 @@ class CaseSampler(_BatchSampler):
             raise ValueError(
                 f"indices {tuple(indices.shape)} and gain {tuple(gain.shape)} must both be (B,)."
             )
-        if self.device.type == "cpu" and len(indices):
+        checked = self.device.type == "cpu"
+        if checked and len(indices):
             self._check_update(indices, gain)
-        previous = self._store.at(indices)
-        updated = smooth(previous, gain, self.alpha)
-        self._store.update(indices, torch.where(gain.isfinite(), updated, previous))
+        with self._lock:
+            previous = self._store.at(indices)
+            updated = smooth(previous, gain, self.alpha)
+            if not checked:
+                updated = torch.where(gain.isfinite(), updated, previous)
+            self._store.update(indices, updated)
 
     def _check_update(self, indices: Tensor, gain: Tensor) -> None:
         if not 0 <= indices.min() <= indices.max() < self.n:
@@ -275,8 +359,8 @@ class CaseSampler(_BatchSampler):
                 f"training may have diverged."
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {
+    def _state(self) -> dict[str, Any]:
+        return super()._state() | {
             "weights": self.weights,
             "alpha": self.alpha,
             "temperature": self.temperature,
@@ -284,13 +368,115 @@ class CaseSampler(_BatchSampler):
             "divisor": float(self._divisor),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.alpha = state["alpha"]
-        self.temperature = state["temperature"]
-        self._draws = state["draws"]
-        self._store.load(state["weights"])
-        self._divisor = state["divisor"]
+    def _state_names(self) -> tuple[str, ...]:
+        return (*super()._state_names(), "weights", "alpha", "temperature", "draws", "divisor")
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        super()._check_state(state)
+        weights = state["weights"]
+        if not isinstance(weights, Tensor) or weights.dtype != torch.float32:
+            raise ValueError(f"the state's weights are {_kind(weights)}; they must be float32.")
+        if weights.shape != (self.n,):
+            raise ValueError(
+                f"the state's weights are of shape {tuple(weights.shape)}; this sampler of "
+                f"{self.n} examples needs ({self.n},)."
+            )
+        if not weights.isfinite().all():
+            where = int((~weights.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"the state's weight of example {where} is {weights[where]}; "
+                f"every weight must be finite."
+            )
+        try:
+            _checked_alpha(state["alpha"])
+            temperature = _checked_temperature(state["temperature"])
+        except ValueError as error:
+            raise ValueError(f"in the state, {error}") from error
+        draws = state["draws"]
+        if not _is_integer(draws, 0, 2**62):
+            raise ValueError(f"the state's draws are {draws!r}; it must be an integer in 0..2**62.")
+        divisor = state["divisor"]
+        if not _is_positive_number(divisor):
+            raise ValueError(f"the state's divisor is {divisor!r}; it must be a positive number.")
+        if temperature != "auto" and temperature != divisor:
+            raise ValueError(
+                f"the state's divisor is {divisor!r}, but its temperature is {temperature!r}; "
+                f"they must be the same number."
+            )
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        super()._set_state(state)
+        self._alpha = _checked_alpha(state["alpha"])
+        self._temperature = _checked_temperature(state["temperature"])
+        self._draws = int(state["draws"])
+        self._store.load(state["weights"].detach())
+        self._divisor = float(state["divisor"])
+
+
+def _checked_labels(labels: Tensor) -> Tensor:
+    """(n,) int64, from integers of any type."""
+    labels = torch.as_tensor(labels)
+    is_number = labels.is_floating_point() or labels.is_complex()
+    if labels.ndim != 1 or len(labels) == 0 or is_number or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
+            f"they must be (n,) integers, n > 0."
+        )
+    labels = labels.long()
+    if labels.min() < 0:
+        raise ValueError(f"a label is {labels.min()}; labels must lie in 0..K-1.")
+    return labels
+
+
+def _checked_alpha(value: float) -> float:
+    if not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"alpha is {value!r}; it must lie in [0, 1] (Eq. 4).")
+    return float(value)
+
+
+def _checked_temperature(value: float | str) -> float | str:
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    if not _is_positive_number(value):
+        raise ValueError(f"temperature is {value!r}; it must be a positive number or 'auto'.")
+    if float(value) < SMALLEST_TEMPERATURE:
+        raise ValueError(
+            f"temperature is {value!r}; it must be at least {SMALLEST_TEMPERATURE}, "
+            f"where the largest weights are already drawn first, or 'auto'."
+        )
+    return float(value)
+
+
+def _is_permutation(order: Tensor, n: int) -> bool:
+    if len(order) != n or order.min() < 0 or order.max() >= n:
+        return False
+    met = torch.zeros(n, dtype=torch.bool, device=order.device)
+    met[order] = True
+    return bool(met.all())
+
+
+def _is_integer(value: object, low: int, high: int) -> bool:
+    return isinstance(value, Integral) and low <= int(value) <= high
+
+
+def _is_positive_number(value: object) -> bool:
+    return isinstance(value, Real) and 0 < float(value) < float("inf")
+
+
+def _kind(value: object) -> str:
+    """What something is, for a message."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def _origin(state: dict[str, Any]) -> str:
+    """Whose state this is, for a message."""
+    if "order" in state:
+        return "of a UniformSampler"
+    if "weights" in state:
+        return "of a CaseSampler"
+    return "not of a sampler"
 
 
 class _Store(Protocol):
@@ -360,7 +546,17 @@ class _SortStore:
         if log_weight is None:
             log_weights = self._weights.to(self._precision()) / temperature
         else:
-            log_weights = log_weight(self._weights)
+            log_weights = log_weight(self._weights.clone())
+            if log_weights.shape != self._weights.shape:
+                raise ValueError(
+                    f"log_weight returned the shape {tuple(log_weights.shape)} for weights "
+                    f"{tuple(self._weights.shape)}; the shapes must be the same."
+                )
+        # one NaN makes the maximum NaN; on a GPU the check would wait for the device
+        if log_weights.device.type == "cpu":
+            largest = log_weights.max().item()
+            if not abs(largest) < LARGEST_LOG_WEIGHT:
+                raise _cannot_draw(log_weights)
         noise = torch.empty(len(log_weights), dtype=self._precision(), device=self._groups.device)
         gumbel = -noise.exponential_(generator=generator).log()
         by_key = (log_weights + gumbel).argsort(descending=True)
@@ -381,6 +577,11 @@ class _TreeStore:
     """The fast form: sum trees, O(log n) an example, compiled (kernels/tree.py). On a CPU."""
 
     def __init__(self, groups: Tensor):
+        if groups.device.type != "cpu":
+            raise ValueError(
+                f"tree is True, but the labels are on {groups.device}; "
+                f"the tree draws on a CPU: move the labels there, or use tree=False."
+            )
         from .kernels.tree import Forest  # numba takes a second to load
 
         self._forest = Forest(groups.numpy(), np.ones(len(groups), np.float32))
@@ -396,7 +597,7 @@ class _TreeStore:
         self._forest.update(indices.numpy(), weights.numpy())
 
     def load(self, weights: Tensor) -> None:
-        self._forest.set_weights(weights.cpu().numpy())
+        self._forest.set_weights(weights.cpu().contiguous().numpy())
 
     def deviation(self) -> float:
         return self._forest.deviation() or 1.0
@@ -410,4 +611,15 @@ class _TreeStore:
     ) -> Tensor:
         self._forest.set_temperature(float(temperature))
         seed = torch.randint(2**62, (), generator=generator)
-        return torch.from_numpy(self._forest.draw(quotas, int(seed))).long()
+        drawn = self._forest.draw(quotas, int(seed))
+        if len(drawn) < quotas.sum():
+            raise _cannot_draw(self.weights.double() / float(temperature))
+        return torch.from_numpy(drawn).long()
+
+
+def _cannot_draw(log_weights: Tensor) -> FloatingPointError:
+    return FloatingPointError(
+        f"log weights (weight / temperature) lie between {log_weights.min():.3g} and "
+        f"{log_weights.max():.3g}. A draw by weight needs numbers below {LARGEST_LOG_WEIGHT:.0e} "
+        f"in size: training has diverged, or the temperature is too small."
+    )

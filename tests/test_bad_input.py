@@ -10,10 +10,12 @@ from torch import nn
 from catlib import (
     PGD,
     CaseSampler,
+    Data,
     Training,
     UniformSampler,
     accuracy,
     build_model,
+    check_model,
     information_gain,
     load_data,
     pgd,
@@ -25,6 +27,8 @@ NAN, INF = float("nan"), float("inf")
 LABELS = torch.arange(60) % 3
 MODEL = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)).train()
 DIGITS = load_data("digits")
+BYTES = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8)
+WEIGHT = nn.Parameter(torch.zeros(2))
 
 
 def images(value=0.5, n=4, dtype=torch.float32):
@@ -52,6 +56,32 @@ def update(indices, gain, tree):
     return lambda: sampler.update(torch.tensor(indices), torch.tensor(gain))
 
 
+def case_state(tree, **changed):
+    """Load a state that differs from a whole one, or lacks what is None, into a sampler."""
+
+    def load():
+        state = CaseSampler(LABELS, 6, seed=9).state_dict() | changed
+        SAMPLERS[tree].load_state_dict({k: v for k, v in state.items() if v is not None})
+
+    return load
+
+
+def uniform_state(**changed):
+    sampler = UniformSampler(LABELS, 6)
+    return lambda: sampler.load_state_dict(sampler.state_dict() | changed)
+
+
+def data(**changed):
+    """Six good images for training and for test, but for what is said."""
+    y = LABELS[:6]
+    good = {"x_train": BYTES, "y_train": y, "x_test": BYTES, "y_test": y, "classes": tuple("abc")}
+    return lambda: Data("six", **(good | changed))
+
+
+def own_data(**changed):
+    return lambda: Data.from_tensors(**({"x_train": BYTES, "y_train": LABELS[:6]} | changed))
+
+
 def training(**options):
     model = build_model("cnn", DIGITS)
     good = {"sampler": UniformSampler(DIGITS.y_train), "attack": PGD(0.1), "device": "cpu"}
@@ -60,6 +90,58 @@ def training(**options):
 
 def set_attribute(tree, name, value):
     return lambda: setattr(SAMPLERS[tree], name, value)
+
+
+class Returns(nn.Module):
+    """A model that takes images of 16 pixels for logits of 16 classes, and returns what is said."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(x.flatten(1))
+
+
+BATCH = images(), LABELS[:4]
+BIAS = nn.Parameter(torch.zeros(16))
+MODELS = {
+    "a model of numbers": (Returns(lambda x: x[:, 0]), ValueError, "(4,)", "(B, K)"),
+    "a model of maps": (
+        Returns(lambda x: x[:, :, None, None]),
+        ValueError,
+        "(4, 16, 1, 1)",
+        "(B, K)",
+    ),
+    "a model of one row": (Returns(lambda x: x[:1]), ValueError, "(1, 16)", "(B, K)"),
+    "a model of a tuple": (Returns(lambda x: (x, x)), TypeError, "tuple of 2", "Wrap it"),
+    "a model of a dict": (Returns(lambda x: {"logits": x}), TypeError, "dict of 1", "Wrap it"),
+    "a model of nothing": (Returns(lambda x: None), TypeError, "NoneType", "Wrap it"),
+    "a model of integers": (
+        Returns(lambda x: x.long()),
+        TypeError,
+        "torch.int64",
+        "floating point",
+    ),
+}
+CALLERS = {
+    "pgd": lambda model: lambda: pgd(model, *BATCH, epsilon=0.1, steps=1),
+    "pgd with restarts": lambda model: (
+        lambda: pgd(model, *BATCH, epsilon=0.1, steps=0, restarts=2, batch_size=4)
+    ),
+    "accuracy": lambda model: lambda: accuracy(model, *BATCH),
+    "robust_accuracy": lambda model: lambda: robust_accuracy(model, *BATCH, PGD(0.1)),
+    "robust_accuracy, any attack": (
+        lambda model: lambda: robust_accuracy(model, *BATCH, lambda m, x, y: x)
+    ),
+    "check_model": lambda model: lambda: check_model(model, BATCH[0]),
+}
+
+
+def attacked(attack):
+    """Robust accuracy by a custom attack, of a model that is right on every image."""
+    model = Returns(lambda x: nn.functional.one_hot(LABELS[: len(x)], 16) + 0 * x)
+    return lambda: robust_accuracy(model, *BATCH, attack)
 
 
 SAMPLERS = {tree: CaseSampler(LABELS, 6, tree=tree) for tree in (False, True)}
@@ -85,29 +167,47 @@ TABLE = {
         "torch.float16",
         "float32 or float64",
     ),
+    "a pixel above 1 by rounding": (attack(images(1 + 2**-23)), ValueError, "1.00000012", "clamp"),
+    "a pixel below 0 by rounding": (
+        attack(images(-1e-8)),
+        ValueError,
+        "-9.99999994e-09",
+        "clamp(0, 1)",
+    ),
     "images as arrays": (attack(images().numpy()), TypeError, "ndarray", "tensors"),
     "one image without batch": (attack(images()[0]), ValueError, "(1, 4, 4)", "(B, C, H, W)"),
     "a NaN pixel, early stop": (attack(images(NAN), early_stop=True), ValueError, "nan", "[0, 1]"),
     # labels
     "a label of -100": (labels(0, 1, -100, 0), ValueError, "-100", "0..K-1"),
     "a label of -1": (labels(0, 1, -1, 0), ValueError, "-1", "0..K-1"),
-    "a label of K": (labels(0, 1, 3, 0), ValueError, "labels up to 3", "0..K-1"),
+    "a label of K": (labels(0, 1, 3, 0), ValueError, "label is 3", "0..2"),
     "a label of K, early stop": (
         attack(y=torch.tensor([0, 1, 3, 0]), early_stop=True),
         ValueError,
-        "labels up to 3",
-        "0..K-1",
+        "label is 3",
+        "0..2",
     ),
     "float labels": (labels(0.0, 1.0, 2.0, 0.0), TypeError, "torch.float32", "integers in 0..K-1"),
     "boolean labels": (labels(True, False, True, True), TypeError, "torch.bool", "integers"),
     "a label too few": (labels(0, 1, 2), ValueError, "(3,)", "(B,)"),
     "one-hot labels": (attack(y=torch.eye(4, dtype=torch.long)), ValueError, "(4, 4)", "(B,)"),
     # the model
-    "a model of one number": (
-        lambda: pgd(nn.Flatten(0), images(), LABELS[:4], epsilon=0.1, steps=1),
+    **{
+        f"{what}, by {caller}": (call(model), error, seen, allowed)
+        for what, (model, error, seen, allowed) in MODELS.items()
+        for caller, call in CALLERS.items()
+    },
+    "logits that are detached": (
+        lambda: pgd(Returns(lambda x: x.detach()), images(), LABELS[:4], epsilon=0.1, steps=1),
         ValueError,
-        "(64,)",
-        "(B, K)",
+        "no gradient",
+        "attack that needs none",
+    ),
+    "images that are detached": (
+        lambda: robust_accuracy(Returns(lambda x: 0 * BIAS + x.detach()), *BATCH, PGD(0.1)),
+        ValueError,
+        "no gradient",
+        "attack that needs none",
     ),
     # the attack
     "a negative epsilon": (attack(epsilon=-0.1), ValueError, "-0.1", "at least 0"),
@@ -198,6 +298,65 @@ TABLE = {
     "a temperature of NaN": (case(temperature=NAN), ValueError, "nan", "positive number"),
     "an infinite temperature": (case(temperature=INF), ValueError, "inf", "positive number"),
     "a temperature in words": (case(temperature="warm"), ValueError, "'warm'", "'auto'"),
+    "a temperature near 0": (case(temperature=5e-324), ValueError, "5e-324", "at least 1e-12"),
+    "alpha in words": (case(alpha="half"), ValueError, "'half'", "[0, 1]"),
+    "no seed": (case(seed=None), ValueError, "None", "an integer in -2**63"),
+    "half a seed": (case(seed=0.5), ValueError, "0.5", "an integer"),
+    "uniform, no seed": (
+        lambda: UniformSampler(LABELS, 6, seed=None),
+        ValueError,
+        "None",
+        "integer",
+    ),
+    "a log_weight for the tree": (
+        case(tree=True, log_weight=torch.neg),
+        ValueError,
+        "log_weight",
+        "tree=False",
+    ),
+    "a log_weight that is no function": (case(log_weight=3), ValueError, "3", "a function or None"),
+    "a log_weight of another shape": (
+        lambda: CaseSampler(LABELS, 6, log_weight=lambda w: w[:5]).draw(),
+        ValueError,
+        "(5,)",
+        "the same",
+    ),
+    "a log_weight of NaN": (
+        lambda: CaseSampler(LABELS, 6, log_weight=lambda w: w * NAN).draw(),
+        FloatingPointError,
+        "nan",
+        "below 1e+15",
+    ),
+    "no state of a sampler": (
+        lambda: UniformSampler(LABELS, 6).load_state_dict({"weights": 1}),
+        ValueError,
+        "CaseSampler",
+        "This sampler is a UniformSampler",
+    ),
+    "a state whose order repeats": (
+        uniform_state(order=torch.zeros(60, dtype=torch.long)),
+        ValueError,
+        "60",
+        "no order of 0..59",
+    ),
+    "a state whose order is too short": (
+        uniform_state(order=torch.arange(7)),
+        ValueError,
+        "7",
+        "no order of 0..59",
+    ),
+    "a state whose order is of floats": (
+        uniform_state(order=torch.rand(60)),
+        ValueError,
+        "torch.float32",
+        "torch.int64",
+    ),
+    "a state whose place lies beyond": (
+        uniform_state(order=torch.arange(60), next=61),
+        ValueError,
+        "61",
+        "0..60",
+    ),
     **{
         f"{what}{', tree' if tree else ''}": entry
         for tree in (False, True)
@@ -218,6 +377,80 @@ TABLE = {
                 ValueError,
                 "inf",
                 "finite",
+            ),
+            "a state of the other kind": (
+                case_state(tree, weights=None, order=torch.arange(60), next=0),
+                ValueError,
+                "UniformSampler",
+                "it lacks weights",
+            ),
+            "a state with a NaN weight": (
+                case_state(tree, weights=torch.full((60,), NAN)),
+                ValueError,
+                "nan",
+                "must be finite",
+            ),
+            "a state with an infinite weight": (
+                case_state(tree, weights=torch.cat([torch.ones(59), torch.tensor([INF])])),
+                ValueError,
+                "inf",
+                "example 59",
+            ),
+            "a state with too few weights": (
+                case_state(tree, weights=torch.ones(7)),
+                ValueError,
+                "(7,)",
+                "(60,)",
+            ),
+            "a state with a column of weights": (
+                case_state(tree, weights=torch.ones(60, 1)),
+                ValueError,
+                "(60, 1)",
+                "(60,)",
+            ),
+            "a state with weights of float64": (
+                case_state(tree, weights=torch.ones(60, dtype=torch.float64)),
+                ValueError,
+                "torch.float64",
+                "float32",
+            ),
+            "a state with a list of weights": (
+                case_state(tree, weights=[1.0] * 60),
+                ValueError,
+                "list",
+                "float32",
+            ),
+            "a state with a divisor of 0": (
+                case_state(tree, divisor=0.0),
+                ValueError,
+                "0.0",
+                "positive number",
+            ),
+            "a state with a divisor of NaN": (
+                case_state(tree, divisor=NAN),
+                ValueError,
+                "nan",
+                "positive number",
+            ),
+            "a state with two temperatures": (
+                case_state(tree, temperature=2.0, divisor=3.0),
+                ValueError,
+                "3.0",
+                "the same number",
+            ),
+            "a state with a temperature of -1": (
+                case_state(tree, temperature=-1.0),
+                ValueError,
+                "-1.0",
+                "in the state",
+            ),
+            "a state with alpha 2": (case_state(tree, alpha=2.0), ValueError, "2.0", "[0, 1]"),
+            "a state with half a draw": (case_state(tree, draws=0.5), ValueError, "0.5", "integer"),
+            "a state with another generator": (
+                case_state(tree, generator=torch.zeros(16, dtype=torch.uint8)),
+                ValueError,
+                "cpu",
+                "random generator",
             ),
             "an index of n": (update([1, 60], [0.5, 0.5], tree), IndexError, "60", "0..59"),
             "an index of -1": (update([1, -1], [0.5, 0.5], tree), IndexError, "-1", "0..59"),
@@ -289,18 +522,177 @@ TABLE = {
         "label is 5",
         "0..2",
     ),
+    "accuracy in batches of 0": (
+        lambda: accuracy(MODEL, *BATCH, batch_size=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
+    "robust accuracy in batches of 0": (
+        lambda: robust_accuracy(MODEL, *BATCH, PGD(), batch_size=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
+    "robust accuracy without a seed": (
+        lambda: robust_accuracy(MODEL, *BATCH, PGD(), seed=None),
+        ValueError,
+        "None",
+        "integer",
+    ),
+    "check_model of nothing": (
+        lambda: check_model(MODEL, images()[:0]),
+        ValueError,
+        "no images",
+        "judge",
+    ),
+    "an attack that returns one image": (
+        attacked(lambda m, x, y: x[:1]),
+        ValueError,
+        "(1, 1, 4, 4)",
+        "(4, 1, 4, 4)",
+    ),
+    "an attack that returns NaN": (attacked(lambda m, x, y: x * NAN), ValueError, "NaN", "[0, 1]"),
+    "an attack that returns doubles": (
+        attacked(lambda m, x, y: x.double()),
+        TypeError,
+        "torch.float64",
+        "the same",
+    ),
+    "an attack that returns nothing": (
+        attacked(lambda m, x, y: None),
+        TypeError,
+        "NoneType",
+        "tensor",
+    ),
+    "an attack that returns two things": (
+        attacked(lambda m, x, y: (x, y)),
+        TypeError,
+        "tuple",
+        "tensor",
+    ),
     "robust accuracy, a NaN pixel": (
         lambda: robust_accuracy(MODEL, images(NAN), LABELS[:4], PGD()),
         ValueError,
         "nan",
         "[0, 1]",
     ),
-    # names
+    # data
     "an unknown dataset": (
         lambda: load_data("imagenet"),
         ValueError,
         "'imagenet'",
         "digits, mnist, fashion_mnist, cifar10",
+    ),
+    "a dataset that lies elsewhere": (
+        lambda: load_data("../nowhere/x"),
+        ValueError,
+        "'../nowhere/x'",
+        "digits, mnist, fashion_mnist, cifar10, or the path of an .npz file or of a folder",
+    ),
+    "a dataset without a name": (lambda: load_data(""), ValueError, "''", "the path of"),
+    "data: test images of another size": (
+        data(x_test=BYTES[:, :, 1:]),
+        ValueError,
+        "(6, 1, 7, 8)",
+        "the same channels, height, width and type",
+    ),
+    "data: test images of other channels": (
+        data(x_test=BYTES.expand(6, 3, 8, 8)),
+        ValueError,
+        "(6, 3, 8, 8)",
+        "the same channels",
+    ),
+    "data: test images of another type": (
+        data(x_test=BYTES / 255),
+        ValueError,
+        "torch.float32",
+        "type",
+    ),
+    "data: images without channels": (
+        data(x_train=BYTES[:, 0]),
+        ValueError,
+        "(6, 8, 8)",
+        "(n, C, H, W)",
+    ),
+    "data: channels last": (
+        data(x_train=BYTES.expand(6, 3, 8, 8).permute(0, 2, 3, 1)),
+        ValueError,
+        "(6, 8, 8, 3)",
+        "x.permute(0, 3, 1, 2)",
+    ),
+    "data: no test images": (
+        data(x_test=BYTES[:0], y_test=LABELS[:0]),
+        ValueError,
+        "(0, 1, 8, 8)",
+        "at least one",
+    ),
+    "data: images as arrays": (data(x_train=BYTES.numpy()), TypeError, "ndarray", "from_tensors"),
+    "data: integer images": (data(x_train=BYTES.long()), TypeError, "torch.int64", "uint8"),
+    "data: floats up to 255": (data(x_train=BYTES.float()), ValueError, "255", "[0, 1]"),
+    "data: a NaN pixel": (data(x_train=BYTES * NAN), ValueError, "nan", "[0, 1]"),
+    "data: labels of uint8": (data(y_train=LABELS[:6].byte()), TypeError, "torch.uint8", "int64"),
+    "data: a label too few": (data(y_train=LABELS[:5]), ValueError, "(5,)", "(6,)"),
+    "data: a label of K": (data(y_test=LABELS[:6] + 1), ValueError, "3", "0..2"),
+    "data: a label of -1": (data(y_train=LABELS[:6] - 1), ValueError, "-1", "0..2"),
+    "data: one class": (data(classes=("a",)), ValueError, "('a',)", "at least 2"),
+    "own data: test images without labels": (
+        own_data(x_test=BYTES),
+        ValueError,
+        "x_test and y_test",
+        "give both",
+    ),
+    "own data: labels of floats": (
+        own_data(y_train=LABELS[:6] / 1),
+        TypeError,
+        "torch.float32",
+        "integers",
+    ),
+    "own data: a label too few": (own_data(y_train=LABELS[:5]), ValueError, "5", "6 images"),
+    "own data: a label of -1": (own_data(y_train=LABELS[:6] - 1), ValueError, "-1", "0..K-1"),
+    "own data: a number as a class": (
+        own_data(y_train=LABELS[:6] + 10**9),
+        ValueError,
+        "1000000002",
+        "0..K-1",
+    ),
+    "own data: a class of one image": (
+        own_data(y_train=torch.tensor([0, 0, 0, 1, 1, 2])),
+        ValueError,
+        "class 2",
+        "add images",
+    ),
+    "own data: images of int16": (
+        own_data(x_train=BYTES.short()),
+        TypeError,
+        "torch.int16",
+        "uint8",
+    ),
+    "own data: too few classes": (own_data(classes=["a", "b"]), ValueError, "2", "0..1"),
+    "own data: items without labels": (
+        lambda: Data.from_dataset([BYTES[0], BYTES[1]]),
+        TypeError,
+        "Tensor",
+        "a pair of an image and a label",
+    ),
+    "own data: images of two sizes": (
+        lambda: Data.from_dataset([(BYTES[0], 0), (BYTES[1, :, 1:], 1)]),
+        ValueError,
+        "(1, 7, 8)",
+        "one shape",
+    ),
+    "own data: no items": (lambda: Data.from_dataset([]), ValueError, "no items", "train"),
+    "own data: no length": (
+        lambda: Data.from_dataset(iter([])),
+        TypeError,
+        "list_iterator",
+        "a length",
+    ),
+    "a cnn for small images": (
+        lambda: build_model("cnn", data(x_train=BYTES[..., :3], x_test=BYTES[..., :3])()),
+        ValueError,
+        "8 x 3",
+        "4 x 4",
     ),
     "an unknown model": (lambda: build_model("vgg", DIGITS), ValueError, "'vgg'", "cnn, resnet18"),
     # training
@@ -334,11 +726,51 @@ TABLE = {
         "(128, 1, 7, 8)",
         "(128, 1, 8, 8)",
     ),
+    "an optimizer of another model": (
+        training(optimizer=torch.optim.SGD(MODEL.parameters(), 0.1)),
+        ValueError,
+        "4 of the optimizer's 4 parameters",
+        "model.parameters()",
+    ),
+    "a scheduler of another optimizer": (
+        training(scheduler=torch.optim.lr_scheduler.StepLR(torch.optim.SGD([WEIGHT], 0.1), 2)),
+        ValueError,
+        "another optimizer",
+        "is given",
+    ),
+    "a scheduler that wants a metric": (
+        training(
+            scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([WEIGHT], 0.1))
+        ),
+        TypeError,
+        "ReduceLROnPlateau",
+        "steps without arguments",
+    ),
+    "an optimizer that wants a closure": (
+        training(optimizer=torch.optim.LBFGS([WEIGHT])),
+        TypeError,
+        "LBFGS",
+        "steps without",
+    ),
+    "no seed of a training": (training(seed=None), ValueError, "None", "integer of at least 0"),
+    "a negative seed": (training(seed=-1), ValueError, "-1", "integer of at least 0"),
+    "negative iterations": (training(iterations=-3), ValueError, "-3", "at least 0"),
+    "iterations as a float": (training(iterations=1e3), ValueError, "1000.0", "an integer"),
+    "a negative evaluate_every": (training(evaluate_every=-5), ValueError, "-5", "at least 0"),
+    "an evaluation of nothing": (training(evaluation_size=0), ValueError, "0", "at least 1"),
     "a state of other data": (
-        lambda: training()().load_state_dict({"seen": torch.zeros(5)}),
+        lambda: training()().load_state_dict(
+            training()().state_dict() | {"seen": torch.zeros(5, dtype=torch.bool)}
+        ),
         ValueError,
         "5 training images",
         "1437",
+    ),
+    "a state that is none": (
+        lambda: training()().load_state_dict({"seen": torch.zeros(5)}),
+        ValueError,
+        "lacks made_of, model",
+        "state_dict()",
     ),
 }
 

@@ -1,6 +1,7 @@
 """Datasets: embedded ones, files, the errors of damaged files, and what a download leaves."""
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import catlib
-from catlib import crop_and_flip, load_data
+from catlib import Data, crop_and_flip, load_data
 from catlib.data import KEYS, data_root
 
 
@@ -210,6 +211,295 @@ def test_no_damage_passes_for_data_or_for_another_error(tmp_path_factory, data):
     else:
         assert np.array_equal(loaded.x_train.squeeze(1).numpy(), written["x_train"])
         assert np.array_equal(loaded.y_test.numpy(), written["y_test"])
+
+
+# what is in a Data
+
+
+def test_float_images_are_as_good_as_bytes(digits):
+    """The same batches; and neither a batch nor a model built from them changes the images."""
+    floats = replace(digits, x_train=digits.x_train / 255, x_test=digits.x_test / 255)
+    x = floats.x_train
+    before = x.clone()
+    for indices in (torch.tensor([5, 0, 5]), slice(7), slice(None)):
+        images, labels = floats.train(indices)
+        assert images.dtype == torch.float32 and torch.equal(labels, digits.y_train[indices])
+        assert torch.equal(images, digits.train(indices)[0])
+        images.zero_()
+        floats.test(indices)[0].zero_()
+    catlib.build_model("cnn", floats)
+    assert torch.equal(x, before) and torch.equal(floats.to("cpu").x_train, before)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("name", ["mnist", "own.npz"])
+def test_a_file_with_channels_first_is_the_same_data(tmp_path, name, channels):
+    generator = np.random.default_rng(0)
+    last = generator.integers(0, 256, (30, 9, 8, channels), dtype=np.uint8)
+    labels = np.arange(30) % 10
+    loaded = []
+    for images in (last, last.transpose(0, 3, 1, 2)):
+        np.savez(
+            tmp_path / f"{name.removesuffix('.npz')}.npz",
+            x_train=images,
+            y_train=labels,
+            x_test=images,
+            y_test=labels,
+        )
+        loaded.append(load_data(name, tmp_path))
+    assert loaded[0].x_train.shape == (30, channels, 9, 8)
+    assert torch.equal(loaded[0].x_train, loaded[1].x_train)
+    assert loaded[1].x_train.is_contiguous()
+
+
+def test_a_file_whose_parts_differ_is_refused(tmp_path):
+    np.savez(tmp_path / "mnist.npz", **(arrays() | {"x_test": arrays()["x_test"][:, 1:]}))
+    with pytest.raises(ValueError, match="same channels, height, width"):
+        load_data("mnist", tmp_path)
+
+
+# one's own
+
+
+def own_arrays(n=40, classes=4, channels=5):
+    generator = np.random.default_rng(1)
+    return {
+        "x_train": generator.integers(0, 256, (n, 8, 6, channels), dtype=np.uint8),
+        "y_train": np.arange(n, dtype=np.uint16) % classes,
+        "x_test": generator.integers(0, 256, (n // 2, 8, 6, channels), dtype=np.uint8),
+        "y_test": np.arange(n // 2, dtype=np.int8).reshape(-1, 1) % classes,
+    }
+
+
+@pytest.mark.parametrize("place", ["absolute", "working directory", "root", "home", "Path"])
+def test_a_file_of_one_s_own_is_found(tmp_path, monkeypatch, place):
+    written = own_arrays()
+    (tmp_path / "deep").mkdir()
+    np.savez(tmp_path / "deep" / "my data.npz", **written, classes=["a", "b", "c", "d"])
+    monkeypatch.setenv("CATLIB_DATA", str(tmp_path / "nothing here"))
+    name, root = "deep/my data.npz", None
+    if place == "absolute":
+        name = str(tmp_path / name)
+    elif place == "working directory":
+        monkeypatch.chdir(tmp_path)
+    elif place == "root":
+        root = tmp_path
+    elif place == "home":
+        monkeypatch.setenv("HOME", str(tmp_path))
+        name = "~/deep/my data.npz"
+    else:
+        name = tmp_path / name
+    data = load_data(name, root)
+    assert data.name == "my data" and data.classes == ("a", "b", "c", "d")
+    assert np.array_equal(data.x_train.permute(0, 2, 3, 1).numpy(), written["x_train"])
+    assert data.y_test.tolist() == written["y_test"].reshape(-1).tolist()
+
+
+def test_a_file_of_one_s_own_without_classes_and_test_images(tmp_path):
+    written = own_arrays()
+    np.savez(tmp_path / "x.npz", x_train=written["x_train"] / 255, y_train=written["y_train"])
+    data, again = (load_data(tmp_path / "x.npz") for _ in range(2))
+    assert data.classes == tuple("0123") and data.x_train.dtype == torch.float32
+    assert torch.bincount(data.y_train).tolist() == [8] * 4
+    assert torch.bincount(data.y_test).tolist() == [2] * 4
+    assert torch.equal(data.x_test, again.x_test)
+    both = torch.cat([data.x_train, data.x_test]).permute(0, 2, 3, 1).flatten(1)
+    all_images = torch.from_numpy(written["x_train"] / 255).float().flatten(1)
+    assert sorted(both.tolist()) == sorted(all_images.tolist())
+
+
+OWN_MISTAKES = {
+    "no labels": ({"y_train": None}, "y_train"),
+    "test images without labels": ({"y_test": None}, "give both"),
+    "floats above 1": ({"x_train": np.ones((40, 8, 6, 5)) * 2}, r"from 2 to 2.*\[0, 1\]"),
+    "integers": ({"x_train": np.ones((40, 8, 6, 5), np.int32)}, "torch.int32|int32"),
+    "flat images": ({"x_train": np.ones((40, 64), np.uint8)}, "(n, H, W)"),
+    "labels of text": ({"y_train": np.array(["a"] * 40)}, "integers in 0..K-1"),
+    "labels of objects": ({"y_train": np.array([{}] * 40, dtype=object)}, "damaged"),
+    "a label missing": ({"y_train": np.arange(39) % 4}, "40 images"),
+    "too few classes": ({"classes": ["a", "b"]}, "0..1"),
+    "one class": ({"y_train": np.zeros(40, int), "y_test": np.zeros(20, int)}, "at least 2"),
+    "other test images": ({"x_test": np.ones((20, 8, 7, 5), np.uint8)}, "same channels"),
+    "classes of floats": ({"classes": np.array([0.5, 1.5])}, "not names"),
+}
+
+
+@pytest.mark.parametrize("what", OWN_MISTAKES)
+def test_a_mistake_in_a_file_of_one_s_own_is_named(tmp_path, what):
+    changed, message = OWN_MISTAKES[what]
+    written = {k: v for k, v in (own_arrays() | changed).items() if v is not None}
+    np.savez(tmp_path / "x.npz", **written)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_data(tmp_path / "x.npz")
+    assert str(tmp_path / "x.npz") in str(caught.value)
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_damaged_file_of_one_s_own_is_named(tmp_path, how):
+    path = tmp_path / "x.npz"
+    np.savez(path, **own_arrays())
+    damage(path, how)
+    with pytest.raises(ValueError, match=r"x\.npz"):
+        load_data(path)
+
+
+def draw_images(folder, classes=("cat", "dog", "owl"), each=10, mode="RGB", size=(7, 9)):
+    """Pictures whose first pixel tells class and number."""
+    from PIL import Image
+
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(each):
+            value = (label, number, 0) if mode == "RGB" else label * 16 + number
+            Image.new(mode, size, value).save(folder / name / f"{number}.png")
+
+
+def test_a_folder_of_images_with_train_and_test(tmp_path):
+    draw_images(tmp_path / "pets" / "train")
+    draw_images(tmp_path / "pets" / "test", classes=("cat", "dog"), each=4)
+    (tmp_path / "pets" / "train" / ".ipynb_checkpoints").mkdir()
+    hidden = tmp_path / "pets" / "train" / "cat" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    (hidden / "0.png").write_bytes(b"no picture")
+    (tmp_path / "pets" / "train" / "cat" / "notes.txt").write_text("not a picture either")
+    data, again = load_data(tmp_path / "pets"), load_data("pets", tmp_path)
+    assert data.name == "pets" and data.classes == ("cat", "dog", "owl")
+    assert data.x_train.shape == (30, 3, 9, 7) and data.x_train.dtype == torch.uint8
+    assert torch.equal(data.x_train[:, 0, 0, 0].long(), data.y_train)
+    assert torch.bincount(data.y_train).tolist() == [10] * 3
+    assert torch.bincount(data.y_test).tolist() == [4, 4]
+    assert torch.equal(data.x_train, again.x_train)
+    assert len(data.y_train[:12].unique()) == 3, "the first images are not all of one class"
+
+
+def test_a_folder_of_images_is_split(tmp_path):
+    draw_images(tmp_path / "grey", mode="L", each=11)
+    data = load_data(tmp_path / "grey")
+    assert data.x_train.shape == (27, 1, 9, 7) and data.x_test.shape == (6, 1, 9, 7)
+    assert torch.bincount(data.y_test).tolist() == [2] * 3
+    pixels = torch.cat([data.x_train, data.x_test])[:, 0, 0, 0]
+    assert sorted(pixels.tolist()) == sorted(16 * c + i for c in range(3) for i in range(11))
+    labels = torch.cat([data.y_train, data.y_test])
+    assert torch.equal(pixels.long() // 16, labels)
+
+
+def test_grey_and_coloured_images_are_read_in_colour(tmp_path):
+    draw_images(tmp_path / "train", mode="L")
+    draw_images(tmp_path / "test", mode="RGB")
+    data = load_data(tmp_path)
+    assert data.x_train.shape[1] == data.x_test.shape[1] == 3
+    assert torch.equal(data.x_train[:, 0], data.x_train[:, 2])
+
+
+def spoil_folder(folder, how):
+    from PIL import Image
+
+    if how == "only train":
+        (folder / "cat").rename(folder / "train")
+    elif how == "no classes":
+        for name in ("cat", "dog", "owl"):
+            (folder / name).rename(folder / f".{name}")
+    elif how == "an empty class":
+        for file in (folder / "dog").iterdir():
+            file.unlink()
+    elif how == "two sizes":
+        Image.new("RGB", (5, 5)).save(folder / "dog" / "3.png")
+    elif how == "a damaged image":
+        whole = (folder / "dog" / "3.png").read_bytes()
+        (folder / "dog" / "3.png").write_bytes(whole[:40])
+    elif how == "16 bits":
+        Image.new("I;16", (7, 9)).save(folder / "dog" / "3.png")
+    elif how == "one image of a class":
+        for file in sorted((folder / "dog").iterdir())[1:]:
+            file.unlink()
+    else:
+        for part in ("train", "test"):
+            draw_images(folder / part)
+        (folder / "test" / "cat").rename(folder / "test" / "lion")
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("only train", "none of the name test"),
+        ("no classes", "0 folders"),
+        ("an empty class", "dog holds no image"),
+        ("two sizes", "3.png has 5 x 5 pixels.*resize"),
+        ("a damaged image", "3.png cannot be read"),
+        ("16 bits", "3.png has pixels of mode I;16"),
+        ("one image of a class", "class 1 has one image"),
+        ("another class for test", "'lion', which train does not have"),
+    ],
+)
+def test_a_mistake_in_a_folder_is_named(tmp_path, how, message):
+    draw_images(tmp_path / "pets")
+    spoil_folder(tmp_path / "pets", how)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_data(tmp_path / "pets")
+    assert str(tmp_path / "pets") in str(caught.value)
+
+
+def test_data_from_tensors(digits):
+    made = Data.from_tensors(
+        digits.x_train.double() / 255,
+        digits.y_train.to(torch.uint8),
+        digits.x_test[:, 0] / 255,
+        digits.y_test.numpy(),
+        classes=list("abcdefghij"),
+        name="letters",
+    )
+    assert made.name == "letters" and made.classes == tuple("abcdefghij")
+    assert torch.equal(made.train()[0], digits.train()[0])
+    assert torch.equal(made.y_test, digits.y_test)
+    split = Data.from_tensors(digits.x_train, digits.y_train)
+    assert len(split.x_train) + len(split.x_test) == 1437 and split.classes == tuple("0123456789")
+    expected = torch.bincount(digits.y_train) // 5
+    assert torch.equal(torch.bincount(split.y_test), expected)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """A torch Dataset as torchvision's are: PIL images, a transformation, and class names."""
+
+    classes = ("even", "odd")
+
+    def __init__(self, transform=lambda image: image):
+        self.transform = transform
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        from PIL import Image
+
+        pixels = np.full((6, 5, 3), index, np.uint8)
+        return self.transform(Image.fromarray(pixels)), index % 2
+
+
+def test_data_from_a_torch_dataset():
+    from torchvision.transforms import ToTensor
+
+    plain = Data.from_dataset(Pictures(), Pictures())
+    floats = Data.from_dataset(Pictures(ToTensor()), Pictures(ToTensor()), classes=["a", "b"])
+    assert plain.classes == ("even", "odd") and floats.classes == ("a", "b")
+    assert plain.x_train.shape == (20, 3, 6, 5) and plain.x_train.dtype == torch.uint8
+    assert plain.x_train[:, 1, 2, 3].tolist() == list(range(20))
+    assert torch.equal(plain.train()[0], floats.train()[0])
+    assert len(Data.from_dataset(Pictures()).x_test) == 4
+
+
+def test_one_s_own_data_are_trained_on(tmp_path):
+    draw_images(tmp_path / "pets", size=(8, 8))
+    data = load_data(tmp_path / "pets")
+    training = catlib.Training(
+        catlib.build_model("cnn", data),
+        data,
+        catlib.CaseSampler(data.y_train, 8),
+        catlib.PGD(0.01, steps=2),
+        iterations=3,
+        evaluate_every=3,
+        device="cpu",
+    )
+    assert [record.accuracy is not None for record in training] == [False, False, True]
 
 
 # the download, without a network

@@ -18,13 +18,13 @@ PACKAGE = Path(catlib.__file__).parent
 LAB = PACKAGE / "lab"
 # The lowest first. A name is a module or a folder of modules; one that stands in no row fails.
 FLOORS = [
-    {"attacks", "gain", "kernels", "modes", "samplers"},
-    {"data", "files", "memory", "models", "own"},
+    {"attacks", "gain", "interrupts", "kernels", "modes", "samplers"},
+    {"data", "files", "guards", "memory", "models", "own"},
     {"training", "evaluation"},
     {"lab"},
 ]
 LAB_FLOORS = [
-    {"__init__", "paths", "markdown", "paper"},
+    {"__init__", "paths", "markdown", "paper", "sources"},
     {"runs", "baselines"},
     {"batch", "compare", "figures", "judge", "similarity", "site"},
     {"diagrams"},

@@ -1,5 +1,7 @@
 """The two classifiers: shapes, seeded weights, normalisation inside."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +61,27 @@ def test_the_resnet_keeps_small_images_large():
     model[1].layer4.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[2:])))
     model(torch.rand(1, 3, 32, 32))
     assert sizes == [(4, 4)]
+
+
+@pytest.mark.parametrize("as_floats", [False, True], ids=["bytes", "floats"])
+def test_a_model_is_built_without_changing_the_images(as_floats):
+    data = fake(3, 8)
+    x = data.x_train.float() / 255 if as_floats else data.x_train
+    before = x.clone()
+    model = build_model("cnn", replace(data, x_train=x, x_test=x))
+    assert torch.equal(x, before)
+    torch.testing.assert_close(model[0].mean.flatten(), fake_floats(data).mean((0, 2, 3)))
+
+
+def fake_floats(data):
+    return data.x_train.float() / 255
+
+
+def test_a_channel_that_is_the_same_everywhere_is_no_division_by_zero():
+    data = fake(3, 8)
+    data.x_train[:, 1] = 7
+    logits = build_model("cnn", data)(fake_floats(data))
+    assert logits.isfinite().all()
 
 
 def test_models_take_float64():

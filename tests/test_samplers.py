@@ -5,9 +5,17 @@ a green one stays green, and with probability 0.003 one of the about thirty here
 at first.
 """
 
+import copy
 import io
 import itertools
 import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +24,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
+import catlib
 from catlib import CaseSampler, UniformSampler
 from catlib.kernels.tree import Forest
 
@@ -415,6 +424,226 @@ def test_a_seed_decides_and_the_global_state_is_left_alone(name, global_rng_unto
         for sampler in (SAMPLERS[name](labels, s) for s in (1, 1, 2))
     ]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_state_is_a_snapshot(name, same):
+    """Neither the sampler that it was taken from nor one that it was loaded to changes it."""
+    labels = torch.arange(100) % 7
+    first, second, third = (SAMPLERS[name](labels, seed) for seed in (1, 2, 3))
+    first.draw()
+    state = first.state_dict()
+    before = copy.deepcopy(state)
+    second.load_state_dict(state)
+    for sampler in (first, second):
+        for _ in range(9):
+            batch = sampler.draw()
+            sampler.update(batch, torch.randn(16))
+            batch.zero_()  # a batch is the caller's
+    third.load_state_dict(state)
+    assert same(state, before)
+    fresh = SAMPLERS[name](labels, 4)
+    fresh.load_state_dict(before)
+    assert torch.equal(third.draw(), fresh.draw())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_refused_state_changes_nothing(name, same):
+    """Every part in turn is spoilt, the others being those of another sampler."""
+    labels = torch.arange(100) % 7
+    sampler, other = SAMPLERS[name](labels, 1), SAMPLERS[name](labels, 2)
+    sampler.draw()
+    other.update(torch.arange(100), torch.randn(100))
+    other.draw()
+    before = copy.deepcopy(sampler.state_dict())
+    for part in before:
+        for value in (None, torch.zeros(3, dtype=torch.bfloat16), -1, "x"):
+            with pytest.raises(ValueError):
+                sampler.load_state_dict(other.state_dict() | {part: value})
+            assert same(sampler.state_dict(), before), part
+    copied = SAMPLERS[name](labels, 3)
+    copied.load_state_dict(before)
+    assert torch.equal(copied.draw(), sampler.draw())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_can_be_copied_and_pickled(name):
+    sampler = SAMPLERS[name](torch.arange(100) % 7, 1)
+    sampler.update(sampler.draw(), torch.randn(16))
+    copies = [copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))]
+    batch = sampler.draw()
+    assert all(torch.equal(one.draw(), batch) for one in copies)
+
+
+# what could go on for ever, or go wrong unseen
+
+
+def spoil(sampler, weights=None, divisor=None):
+    """Weights and divisors that no public way lets in."""
+    if weights is not None:
+        sampler._store.load(torch.as_tensor(weights, dtype=torch.float32))
+    if divisor is not None:
+        sampler._divisor = divisor
+    return sampler
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "weights, divisor",
+    [
+        ([float("nan")] * 40, 1.0),
+        ([1.0] * 30 + [float("inf")] * 10, 1.0),
+        ([1.0] * 40, float("nan")),
+        ([1.0] * 40, 5e-324),
+        ([3e38] * 40, 1e-300),
+        ([-3e38] * 40, 1e-270),
+        ([1e20] * 40, 1e-3),
+        ([5e16] * 40, 1.0),
+    ],
+)
+def test_a_draw_by_what_is_no_weight_is_refused_and_ends(tree, weights, divisor):
+    sampler = CaseSampler(torch.arange(40) % 2, 30, temperature=1.0, tree=tree)
+    spoil(sampler, weights, divisor)
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="temperature"):
+        sampler.draw()
+    spoil(sampler, torch.ones(40), 1.0)
+    assert len(sampler.draw().unique()) == 30 and sampler.weights.tolist() == [1.0] * 40
+
+
+@FORMS
+@pytest.mark.parametrize("weight", [-1e13, 1e13, 3e14])
+def test_draws_by_large_weights_end(tree, weight):
+    sampler = CaseSampler(torch.arange(600) % 2, 500, temperature=1.0, tree=tree)
+    sampler.update(torch.arange(600), torch.full((600,), weight))
+    for _ in range(5):
+        assert len(sampler.draw().unique()) == 500
+
+
+def test_log_weight_is_honoured_when_set_later_or_refused():
+    sampler = CaseSampler(torch.zeros(6, dtype=torch.long), 2, temperature=1.0, seed=3)
+    with_weights(sampler, WEIGHTS["mild"])
+    sampler.log_weight = lambda w: -2 * w
+    law = set_probabilities([-2 * w for w in WEIGHTS["mild"]], 2)
+    assert chi_square(count_sets(sampler, 3000), law) > FALSE_ALARM
+    sampler.log_weight = None
+    assert chi_square(count_sets(sampler, 3000), law) < FALSE_ALARM
+    large = CaseSampler(torch.zeros(5000, dtype=torch.long), 2)
+    with pytest.raises(ValueError, match="tree=False"):
+        large.log_weight = torch.neg
+    assert large.log_weight is None
+    large.log_weight = None
+
+
+def test_log_weight_does_not_reach_the_weights():
+    sampler = CaseSampler(torch.zeros(6, dtype=torch.long), 2, log_weight=lambda w: w.mul_(3))
+    sampler.draw()
+    assert sampler.weights.tolist() == [1.0] * 6
+
+
+@FORMS
+def test_integers_of_any_kind(tree):
+    """NumPy's numbers and small unsigned labels are accepted, and a state holds plain numbers."""
+    labels = np.arange(40) % 3
+    plain = CaseSampler(torch.from_numpy(labels), 8, 0.25, temperature=2.0, tree=tree, seed=5)
+    batch = plain.draw()
+    for dtype in (np.uint8, np.int16, np.uint16, np.uint32, np.uint64):
+        sampler = CaseSampler(
+            torch.from_numpy(labels.astype(dtype)),
+            np.int64(8),
+            np.float64(0.25),
+            temperature=np.float32(2.0),
+            tree=tree,
+            seed=np.int64(5),
+        )
+        assert torch.equal(sampler.draw(), batch)
+        through_a_file(sampler.state_dict())
+    assert len(UniformSampler(torch.arange(9).to(torch.uint16), np.int32(4)).draw()) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_threads_share_a_sampler(name):
+    """Four threads draw, update and read at once: no update is lost, no half-made state is seen."""
+    n, rounds = 400, 300
+    labels = torch.arange(n) % 7
+    if name == "uniform":
+        sampler = UniformSampler(labels, 320)
+    else:
+        sampler = CaseSampler(labels, 320, 0.5, temperature=1.0, tree=name != "sort")
+    errors, seen = [], []
+    own = torch.arange(n).chunk(4)
+
+    def work(mine):
+        try:
+            for _ in range(rounds):
+                assert len(sampler.draw().unique()) == 320
+                sampler.update(mine, torch.full((len(mine),), 2.0))
+                state = sampler.state_dict()
+                if "weights" in state:
+                    assert state["weights"].isfinite().all() and sampler.weights.isfinite().all()
+        except BaseException as error:
+            errors.append(error)
+        seen.append(mine)
+
+    threads = [threading.Thread(target=work, args=(mine,), daemon=True) for mine in own]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(seen) == 4, "a thread still draws"
+    assert not errors, errors[0]
+    if name != "uniform":
+        alone = CaseSampler(labels, 320, 0.5, tree=name != "sort")
+        for _ in range(rounds):
+            alone.update(torch.arange(n), torch.full((n,), 2.0))
+        assert torch.equal(sampler.weights, alone.weights)
+
+
+READ_ONLY = r"""
+import warnings, torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import catlib
+    samplers = [catlib.CaseSampler(torch.arange(5000) % 10, 64, seed=s) for s in (0, 0)]
+    batches = [sampler.draw().tolist() for sampler in samplers]
+assert batches[0] == batches[1] and len(set(batches[0])) == 64
+print(catlib.__file__)
+print(*[w.message for w in caught if w.category is RuntimeWarning], sep="\n")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [None, "/proc/nowhere"])
+def test_the_tree_needs_no_folder_that_can_be_written(tmp_path, cache):
+    """A read-only install in a container without a home: compiled in memory, and said once.
+
+    Permissions do not stop root, so the folder of the cache is a file, and the home lies in /proc.
+    """
+    shutil.copytree(
+        Path(catlib.__file__).parent,
+        tmp_path / "catlib",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    (tmp_path / "catlib" / "kernels" / "__pycache__").write_text("")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "PYTHONWARNINGS")
+    }
+    environment |= {"HOME": "/proc/nowhere", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    if cache is not None:
+        environment["NUMBA_CACHE_DIR"] = cache
+    run = subprocess.run(
+        [sys.executable, "-c", READ_ONLY],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr
+    where, *said = run.stdout.strip().split("\n")
+    assert Path(where).parent == tmp_path / "catlib"
+    assert len(said) == 1 and "seconds" in said[0] and "NUMBA_CACHE_DIR" in said[0]
 
 
 # as batch samplers

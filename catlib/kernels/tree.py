@@ -9,12 +9,36 @@ many updates there are. A draw walks down from the root and an update walks up f
 take O(log n) steps. numba compiles them.
 """
 
+import warnings
+from pathlib import Path
+
 import numba
 import numpy as np
 
 FAN = 16
+LARGEST = 1e15 / np.log(2)  # size of a node up to which a draw can be trusted; see samplers.py
+SECONDS_TO_COMPILE = 5  # measured on one core of 2026
 _HALVES = 2.0 ** -np.arange(64)
-_jit = numba.njit(cache=True, nogil=True)
+
+
+def _can_keep_compiled_code() -> bool:
+    """Whether numba finds a folder for compiled code: beside this file, or in the user's cache."""
+    try:
+        numba.njit(cache=True)(_can_keep_compiled_code)
+    except RuntimeError:
+        warnings.warn(
+            f"numba can keep no compiled code: neither {Path(__file__).parent / '__pycache__'} nor "
+            f"the user's cache folder can be written. Every process that draws by the tree will "
+            f"compile it anew, which takes about {SECONDS_TO_COMPILE} seconds. To pay that once, "
+            f"set the environment variable NUMBA_CACHE_DIR to a folder that can be written.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+_jit = numba.njit(cache=_can_keep_compiled_code(), nogil=True)
 
 
 @_jit
@@ -153,18 +177,28 @@ def _draw(
     state: np.ndarray,
     out: np.ndarray,
     kept: np.ndarray,
-) -> None:
+) -> int:
     """Successive sampling: draw with replacement and discard repeats, with the same probabilities.
 
     A drawn example loses its weight at once. The nodes above it, which cost more, are brought up
     to date only when a walk ends in the gap. So no example, however heavy, is drawn twice, and the
     lightest is still drawn when nothing else is left.
+
+    Returns the number of examples drawn: all, unless a class has log weights that cannot be drawn
+    by, being NaN or infinite or so large that a sum cannot be told from its parts.
     """
     n = 0
+    complete = True
     for c in range(len(quotas)):
         begin = n
         stale = False
+        gaps = 0
+        # few walks end in a gap, at most one a drawn example but for rounding; the bound is far off
+        most_gaps = 1000 + 100 * quotas[c]
         while n < begin + quotas[c]:
+            if gaps > most_gaps or not abs(nodes[starts[-1, c]]) < LARGEST:
+                complete = False
+                break
             i, found = _walk(c, weights, nodes, starts, scale, state)
             if found:
                 out[n] = i
@@ -172,6 +206,7 @@ def _draw(
                 weights[i] = -np.inf
                 n += 1
             else:
+                gaps += 1
                 stale = True
                 _refresh(c, i, weights, nodes, starts, scale)
         for j in range(begin, n):
@@ -179,6 +214,9 @@ def _draw(
         if stale:
             for j in range(begin, n):
                 _refresh(c, out[j], weights, nodes, starts, scale)
+        if not complete:
+            break
+    return n
 
 
 @_jit
@@ -287,13 +325,16 @@ class Forest:
         return log_sums
 
     def draw(self, quotas: np.ndarray, seed: int) -> np.ndarray:
-        """quotas[c] different examples of each class c; (sum of the quotas,) indices as drawn."""
+        """quotas[c] different examples of each class c; (sum of the quotas,) indices as drawn.
+
+        Fewer if the log weights of a class are NaN, infinite or beyond LARGEST in size.
+        """
         total = quotas.sum()
         out = np.empty(total, np.int64)
         kept = np.empty(total, np.float32)
         state = np.array([seed], np.uint64)
-        _draw(quotas, self._weights, self.nodes, self.starts, self._scale, state, out, kept)
-        return self.order[out]
+        n = _draw(quotas, self._weights, self.nodes, self.starts, self._scale, state, out, kept)
+        return self.order[out[:n]]
 
     def update(self, indices: np.ndarray, values: np.ndarray) -> None:
         """Set the weights of these examples: O(log n) each."""
