@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
 
 from ..figures import PALETTE
 
@@ -30,7 +31,7 @@ def ball_and_projection() -> Figure:
 
 def _draw_square(axis: Axes) -> None:
     axis.set_title("$\\ell_\\infty$: each pixel is clipped")
-    axis.add_patch(plt.Rectangle((-1, -1), 2, 2, color="#eeeeee", ec="black", lw=2))
+    axis.add_patch(Rectangle((-1, -1), 2, 2, color="#eeeeee", ec="black", lw=2))
     _centre(axis, "$x$")
     _step(axis, (0.35, 0.5), (1.6, 0.9), (1.0, 0.9))
     _step(axis, (-0.45, 0.35), (-1.2, 1.7), (-1.0, 1.0))
@@ -41,7 +42,7 @@ def _draw_square(axis: Axes) -> None:
 
 def _draw_disc(axis: Axes) -> None:
     axis.set_title("$\\ell_2$: the change is shortened")
-    axis.add_patch(plt.Circle((0, 0), EPSILON, color="#eeeeee", ec="black", lw=2))
+    axis.add_patch(Circle((0, 0), EPSILON, color="#eeeeee", ec="black", lw=2))
     _centre(axis, "$x$")
     for start, end in (((0.35, 0.3), (1.6, 0.9)), ((-0.35, 0.3), (-0.9, 1.6))):
         length = np.hypot(*end)
@@ -53,8 +54,8 @@ def _draw_disc(axis: Axes) -> None:
 
 def _draw_square_at_the_border(axis: Axes) -> None:
     axis.set_title("and what it leaves is an image")
-    axis.add_patch(plt.Rectangle((-1, -1), 2, 2, fill=False, ec="black", lw=1.2, ls=":"))
-    axis.add_patch(plt.Rectangle((-1, -1), 1.6, 2, color="#eeeeee", ec="black", lw=2))
+    axis.add_patch(Rectangle((-1, -1), 2, 2, fill=False, ec="black", lw=1.2, ls=":"))
+    axis.add_patch(Rectangle((-1, -1), 1.6, 2, color="#eeeeee", ec="black", lw=2))
     axis.axvspan(0.6, 1.95, color="#cccccc", alpha=0.55, lw=0)
     axis.text(1.28, -1.5, "above 1:\nno image", ha="center", va="center", fontsize=9)
     _centre(axis, "$x$")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -70,12 +71,12 @@ def anatomy(
         epsilon: the change that is drawn as full white or black.
     """
     with torch.no_grad():
-        before, after = model(torch.stack([image, adversarial])).softmax(1).cpu()
+        before, after = model(torch.stack([image, adversarial])).softmax(1).cpu().numpy()
     figure, axes = plt.subplots(1, 4, figsize=(9.5, 2.7), width_ratios=[1, 1, 1, 1.9])
     show(axes[0], image, "image")
     show(axes[1], 0.5 + (adversarial - image) / (2 * epsilon), f"change, at most ±{epsilon:g}")
     show(axes[2], adversarial, "image + change")
-    place = torch.arange(len(classes))
+    place = np.arange(len(classes))
     axes[3].bar(place - 0.2, before, 0.4, color=BEFORE, label="of the image")
     axes[3].bar(place + 0.2, after, 0.4, color=AFTER, label="of image + change")
     axes[3].set(title="what the model believes", ylabel="probability", ylim=(0, 1.28))
@@ -88,7 +89,8 @@ def anatomy(
 
 def show(axis: Axes, image: Tensor, title: str = "") -> None:
     """Draw an image (C, H, W) in [0, 1], grey or in colour, without ticks."""
-    axis.imshow(image.detach().permute(1, 2, 0).squeeze().cpu().clamp(0, 1), vmin=0, vmax=1)
+    pixels = image.detach().permute(1, 2, 0).squeeze().cpu().clamp(0, 1)
+    axis.imshow(pixels.numpy(), vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, loc="center", fontsize=10)
     axis.grid(False)

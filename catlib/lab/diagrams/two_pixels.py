@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from ..figures import PALETTE
@@ -27,7 +28,7 @@ def draw_points(axis: Axes, images: Tensor, labels: Tensor, radius: float, held=
     for point, label, firm in zip(images.flatten(1).tolist(), labels.tolist(), held, strict=True):
         corner = (point[0] - radius, point[1] - radius)
         width = 0.9 if firm else 2.6
-        square = plt.Rectangle(corner, 2 * radius, 2 * radius, fill=False, ec="black", lw=width)
+        square = Rectangle(corner, 2 * radius, 2 * radius, fill=False, ec="black", lw=width)
         axis.add_patch(square)
         axis.plot(*point, CLASS_MARKERS[label], color=CLASS_COLOURS[label], mec="black", ms=7)
     axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="pixel 1", ylabel="pixel 2")
@@ -88,7 +89,7 @@ def draw_landscape(axis: Axes, model: nn.Module, centre: float, radius: float, t
         loss = nn.functional.cross_entropy(model(images), truth, reduction="none")
     axis.contourf(side, side, loss.view(90, 90), levels=8, cmap="Greys", alpha=0.7)
     corner = (centre - radius, centre - radius)
-    axis.add_patch(plt.Rectangle(corner, 2 * radius, 2 * radius, fill=False, lw=2))
+    axis.add_patch(Rectangle(corner, 2 * radius, 2 * radius, fill=False, lw=2))
     axis.plot(centre, centre, "o", color="black", ms=6)
     axis.set(aspect="equal", xlabel="pixel 1", ylabel="pixel 2", title=title)
 
