@@ -200,3 +200,11 @@ def test_squares_say_how_many_hold():
     figure = two_pixels.squares({"plain": border_at_half}, images, labels, 0.1, to_the_right)
     titles = [figure.axes[0].get_title(loc=place) for place in ("left", "center")]
     assert "plain: 2 of 3 squares held" in titles
+
+
+def test_the_map_says_what_the_course_says_of_itself():
+    course = pytest.importorskip("catlib.lab.course")
+    text = prose(START)
+    for lesson in course.course().lessons:
+        assert f"| {lesson.question} |" in text
+        assert f"| {course.duration(lesson.minutes)} |" in text
