@@ -28,7 +28,7 @@ LAB_FLOORS = [
     {"runs", "baselines"},
     {"batch", "compare", "figures", "judge", "similarity", "site"},
     {"diagrams"},
-    {"study", "background", "panel", "exercises", "environment"},
+    {"study", "background", "panel", "explore", "exercises", "environment"},
     {"summaries", "claims"},
     {"pages"},
     {"__main__"},
