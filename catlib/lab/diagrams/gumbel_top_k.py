@@ -1,4 +1,4 @@
-"""Gumbel-top-k with class balance: keys are log weights plus noise; in each class the largest win."""
+"""Gumbel-top-k with class balance: in each class, the largest of log weight plus noise win."""
 
 import matplotlib.pyplot as plt
 import numpy as np

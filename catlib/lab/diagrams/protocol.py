@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from ..figures import PALETTE
 
@@ -41,7 +41,7 @@ def _weights(axis: Axes) -> None:
     left = 0.4
     side = 0.85
     for place, value in enumerate(values):
-        cell = plt.Rectangle(
+        cell = Rectangle(
             (left + place * side, -2.65),
             side,
             0.85,
