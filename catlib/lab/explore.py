@@ -12,7 +12,7 @@ from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .figures import picture
+from .figures import describe, picture
 from .panel import interactive
 
 
@@ -22,6 +22,7 @@ def explore(
     shown: Sequence[dict[str, Any]],
     *,
     size: tuple[float, float] = (5.6, 3.2),
+    description: str = "",
 ) -> None:
     """Show ``draw(axis, **values)`` for the values of the sliders, or for fixed ones.
 
@@ -34,9 +35,11 @@ def explore(
         sliders: widgets by the name of the value that they move.
         shown: the values to draw where no slider can be moved.
         size: of one picture, in inches.
+        description: what is seen, in words, for those who cannot see the picture.
     """
     if not interactive():
-        _draw_side_by_side(draw, shown, size)
+        figure = _side_by_side(draw, shown, size)
+        describe(description, figure)
         return
     image = w.Image(format="png")
 
@@ -50,17 +53,18 @@ def explore(
     display(w.VBox([*sliders.values(), image]))
 
 
-def _draw_side_by_side(
+def _side_by_side(
     draw: Callable[..., None], shown: Sequence[dict[str, Any]], size: tuple[float, float]
-) -> None:
+) -> Figure:
     width, height = size
     narrower = 0.62 * width  # so that three of them fit on a page
-    _, axes = plt.subplots(
+    figure, axes = plt.subplots(
         1, len(shown), figsize=(narrower * len(shown), height), sharey=True, squeeze=False
     )
     for axis, values in zip(axes[0], shown, strict=True):
         draw(axis, **values)
         axis.label_outer()
+    return figure
 
 
 def _png(draw: Callable[..., None], values: dict[str, Any], size: tuple[float, float]) -> bytes:
