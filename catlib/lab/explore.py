@@ -12,8 +12,10 @@ from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .figures import describe, picture
+from .figures import SHOWN_DPI, describe, picture
 from .panel import interactive
+
+PAGE_WIDTH = 9.6  # inches of a figure that is as wide as a page
 
 
 def explore(
@@ -21,7 +23,7 @@ def explore(
     sliders: dict[str, w.Widget],
     shown: Sequence[dict[str, Any]],
     *,
-    size: tuple[float, float] = (5.6, 3.2),
+    size: tuple[float, float] = (7, 3.4),
     description: str = "",
 ) -> None:
     """Show ``draw(axis, **values)`` for the values of the sliders, or for fixed ones.
@@ -34,14 +36,14 @@ def explore(
         draw: draws on a matplotlib axis; takes the axis, and the values by name.
         sliders: widgets by the name of the value that they move.
         shown: the values to draw where no slider can be moved.
-        size: of one picture, in inches.
+        size: of the picture below the sliders, in inches; pictures side by side are as high.
         description: what is seen, in words, for those who cannot see the picture.
     """
     if not interactive():
-        figure = _side_by_side(draw, shown, size)
+        figure = _side_by_side(draw, shown, height=size[1])
         describe(description, figure)
         return
-    image = w.Image(format="png")
+    image = w.Image(format="png", width=str(round(size[0] * SHOWN_DPI)))
 
     def redraw(_change: Any = None) -> None:
         values = {name: slider.value for name, slider in sliders.items()}
@@ -54,12 +56,10 @@ def explore(
 
 
 def _side_by_side(
-    draw: Callable[..., None], shown: Sequence[dict[str, Any]], size: tuple[float, float]
+    draw: Callable[..., None], shown: Sequence[dict[str, Any]], height: float
 ) -> Figure:
-    width, height = size
-    narrower = 0.62 * width  # so that three of them fit on a page
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(narrower * len(shown), height), sharey=True, squeeze=False
+        1, len(shown), figsize=(PAGE_WIDTH, height), sharey=True, squeeze=False
     )
     for axis, values in zip(axes[0], shown, strict=True):
         draw(axis, **values)
