@@ -1,15 +1,15 @@
 """Eq. 2: projected gradient descent (PGD) on images, the inner maximisation of Eq. 1."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .interrupts import Interrupts
 from .kernels.convolution import fast_first_layers
 from .kernels.step import compiled_step
 from .modes import attack_mode
@@ -18,7 +18,8 @@ RULES = ("sign", "gradient")
 NORMS = ("linf", "l2")
 BATCH_NORM_MODES = ("eval", "train")
 
-Network = Callable[[Tensor], Tensor]  # images (B, C, H, W) to logits (B, K)
+# Far beyond any image, and its square is still a float32. What is larger would only overflow.
+LARGE = 1e13
 
 
 def pgd(
@@ -57,16 +58,21 @@ def pgd(
             exactly as printed: it adds the gradient of an example's own loss, and has no step size.
         norm: of the ball, "linf" or "l2".
         batch_norm: "eval" attacks with the stored statistics of batch norm; "train" with those of
-            the batch, and stores none.
+            the batch, and stores none. With "train" an example's result therefore depends on the
+            examples that share its forward pass, and so on ``batch_size`` when there are several
+            restarts, and with ``early_stop`` on who else survives.
         early_stop: for evaluation. An example stops, and costs no more, at its first misclassified
-            iterate; the image itself counts as one.
+            iterate; the image itself counts as one. An iterate with a logit or a gradient that is
+            not finite counts as misclassified.
         batch_size: the most images in one forward pass when restarts or survivors are packed
             together.
         generator: where random starts come from. None takes fresh entropy, never the global state.
 
-    Returns: adversarial images, detached, shaped like ``images``, in the ball and in [0, 1].
+    Returns: adversarial images, detached, shaped like ``images``, in the ball and in [0, 1]. They
+        are finite whatever the model returns: a pixel whose gradient is NaN does not move.
 
-    Raises: ValueError, TypeError: an argument is outside what is written here. Nothing was changed.
+    Raises: ValueError, TypeError: an argument, or what the model returns, is outside what is
+        written here. KeyboardInterrupt: Ctrl-C, between two steps. The model is as before.
     """
     attack = PGD(
         epsilon=epsilon,
@@ -104,20 +110,15 @@ class PGD:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 0), ("restarts", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or int(value) < low:
-                raise ValueError(f"{name} is {value!r}; it must be an integer of at least {low}.")
-        if self.step_size is None and isinstance(self.epsilon, Real):
-            # a frozen dataclass lets no other assignment fill its own field
-            object.__setattr__(self, "step_size", 2.5 * self.epsilon / max(self.steps, 1))
-        for name in ("epsilon", "step_size"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-                raise ValueError(
-                    f"{name} is {value!r}; it must be a finite number of at least 0, "
-                    f"in units of images in [0, 1]."
-                )
+        check_count("steps", self.steps, at_least=0)
+        check_count("restarts", self.restarts, at_least=1)
+        check_count("batch_size", self.batch_size, at_least=1)
+        # a frozen dataclass lets no other assignment fill its own fields
+        object.__setattr__(self, "epsilon", _number("epsilon", self.epsilon))
+        step_size = self.step_size
+        if step_size is None:
+            step_size = 2.5 * self.epsilon / max(self.steps, 1)
+        object.__setattr__(self, "step_size", _number("step_size", step_size))
         for name, allowed in (("rule", RULES), ("norm", NORMS), ("batch_norm", BATCH_NORM_MODES)):
             value = getattr(self, name)
             if value not in allowed:
@@ -144,18 +145,21 @@ class PGD:
         if self.early_stop:
             adversarial, _ = self.attack_until_broken(model, images, labels, generator=generator)
             return adversarial
-        largest_label = check_batch(images, labels) if check else -1
-        network = partial(logits_of, model, largest_label)
-        with torch.inference_mode(False), torch.no_grad(), attack_mode(model, self.batch_norm):
+        network = Network(model, check_batch(images, labels) if check else -1)
+        mode = attack_mode(model, self.batch_norm)
+        with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
+            if self.compile and check:
+                network(images[:2])  # a graph looks neither at the logits nor at the labels
             worst = images.clone()
             worst_loss = images.new_full((len(images),), -torch.inf)
             for count in self._restarts_in_each_pass(len(images)):
                 x = images.repeat(count, 1, 1, 1)
                 y = labels.long().repeat(count)
-                adversarial = self._maximise(model, network, x, y, generator)
+                adversarial = self._maximise(network, x, y, generator, interrupts)
                 if self.restarts == 1:
                     return adversarial
                 losses = F.cross_entropy(network(adversarial), y, reduction="none").to(worst_loss)
+                losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf)
                 for candidate, loss in zip(
                     adversarial.chunk(count), losses.chunk(count), strict=True
                 ):
@@ -166,26 +170,29 @@ class PGD:
 
     def _maximise(
         self,
-        model: nn.Module,
-        network: Network,
+        network: "Network",
         images: Tensor,
         labels: Tensor,
         generator: torch.Generator | None,
+        interrupts: Interrupts,
     ) -> Tensor:
         """Eq. 2 from one start: ``steps`` times up the slope of the loss and back into the ball."""
         x = self._start(images, generator)
         ball = ball_around(images, self.epsilon, self.norm)
         eta = self._eta
-        with fast_first_layers(model, images.device):
+        steps = interrupts.polled(range(self.steps))
+        with fast_first_layers(network.model, images.device):
             if self.compile:
-                # the same four functions as one graph
+                # the same three functions as one graph
                 step = compiled_step(
-                    model, lambda x, slope: project(ascend(x, slope, ball, eta), ball), labels
+                    network.model,
+                    lambda x, slope: project(ascend(x, slope, ball, eta), ball),
+                    labels,
                 )
-                for _ in range(self.steps):
+                for _ in steps:
                     x = step(x)
             else:
-                for _ in range(self.steps):
+                for _ in steps:
                     x = project(ascend(x, gradient(network, x, labels), ball, eta), ball)
         return x
 
@@ -201,19 +208,22 @@ class PGD:
         """Attack each image until any iterate of any restart is misclassified.
 
         The survivors are packed into full batches before every step, so that no pass is spent on
-        anything else. Starts are drawn for every image at every restart, broken or not: a verdict
-        does not depend on who else survives.
+        anything else. Starts are drawn for every image at every restart, broken or not: with
+        ``batch_norm="eval"`` a verdict does not depend on who else survives.
 
         Returns: adversarial images (B, C, H, W), and the verdict (B,): True where the model was
-            broken.
+            broken. A logit or a gradient that is not finite breaks it as well.
         """
-        batch_size = batch_size or self.batch_size
-        network = partial(logits_of, model, check_batch(images, labels))
-        with torch.inference_mode(False), torch.no_grad(), attack_mode(model, self.batch_norm):
+        if batch_size is None:
+            batch_size = self.batch_size
+        check_count("batch_size", batch_size, at_least=1)
+        network = Network(model, check_batch(images, labels))
+        mode = attack_mode(model, self.batch_norm)
+        with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
             verdicts = _Verdicts(images, labels)
             survivors = verdicts.survivors()
             # every image is its own first iterate
-            for ids, x in _batches(survivors, images, batch_size):
+            for ids, x in interrupts.polled(_batches(survivors, images, batch_size)):
                 verdicts.judge(ids, x, network(x))
             for _ in range(self.restarts):
                 start = self._start(images, generator)
@@ -221,35 +231,34 @@ class PGD:
                 iterates = start[survivors]
                 with fast_first_layers(model, images.device):
                     for _ in range(self.steps):
-                        survivors, iterates = self._step_of_survivors(
-                            network, verdicts, survivors, iterates, batch_size
-                        )
-                for ids, x in _batches(survivors, iterates, batch_size):
+                        batches = interrupts.polled(_batches(survivors, iterates, batch_size))
+                        survivors, iterates = self._step_of_survivors(network, verdicts, batches)
+                for ids, x in interrupts.polled(_batches(survivors, iterates, batch_size)):
                     verdicts.judge(ids, x, network(x))
             return verdicts.iterates, verdicts.broken
 
     def _step_of_survivors(
         self,
-        network: Network,
+        network: "Network",
         verdicts: "_Verdicts",
-        survivors: Tensor,
-        iterates: Tensor,
-        batch_size: int,
+        batches: Iterator[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Judge the survivors' iterates, and take one step of Eq. 2 with those that still stand.
 
+        Args:
+            batches: the survivors' indices and iterates.
+
         Returns: the indices of those that stand, and their next iterates.
         """
-        standing = []
-        moved = []
-        for ids, x in _batches(survivors, iterates, batch_size):
+        standing = [verdicts.no_ids]
+        moved = [verdicts.no_images]
+        for ids, x in batches:
             slope, logits = gradient_and_logits(network, x, verdicts.labels[ids])
-            right = verdicts.judge(ids, x, logits)
-            ball = ball_around(verdicts.images[ids[right]], self.epsilon, self.norm)
-            standing.append(ids[right])
+            right = verdicts.judge(ids, x, logits, slope)
+            ids = ids[right]
+            ball = ball_around(verdicts.images[ids], self.epsilon, self.norm)
+            standing.append(ids)
             moved.append(project(ascend(x[right], slope[right], ball, self._eta), ball))
-        if not standing:
-            return survivors, iterates
         return torch.cat(standing), torch.cat(moved)
 
     def _restarts_in_each_pass(self, images: int) -> Iterator[int]:
@@ -268,7 +277,11 @@ class PGD:
     @property
     def _eta(self) -> float | None:
         """The step size of Eq. 2; none if Eq. 2 is taken as printed."""
-        return self.step_size if self.rule == "sign" else None
+        if self.rule == "gradient" or self.step_size is None:
+            return None
+        if self.norm == "linf":
+            return min(self.step_size, 1.0)  # enough to leave the box from anywhere in [0, 1]
+        return min(self.step_size, LARGE)
 
 
 # The parts of Eq. 2
@@ -316,19 +329,27 @@ def random_start(
     return images.add(length * direction).clamp_(0, 1)
 
 
-def gradient(network: Network, x: Tensor, labels: Tensor) -> Tensor:
+def gradient(network: "Network", x: Tensor, labels: Tensor) -> Tensor:
     r"""$\nabla_\delta L(F(x + \delta), y)$ of each example's own cross-entropy, (B, C, H, W)."""
     return gradient_and_logits(network, x, labels)[0]
 
 
-def gradient_and_logits(network: Network, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_and_logits(network: "Network", x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`gradient`, and the logits (B, K) that it was computed from."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = network(x)
         # the sum: so each example's gradient is that of its own loss, whatever the batch
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        (slope,) = torch.autograd.grad(loss, x)
+        slope = None
+        if loss.requires_grad:
+            (slope,) = torch.autograd.grad(loss, x, allow_unused=True)
+    if slope is None:
+        raise ValueError(
+            "the model's logits have no gradient with respect to the images: somewhere the model "
+            "detaches them, or leaves torch (detach, no_grad, numpy). PGD needs the gradient; "
+            "judge such a model by an attack that needs none."
+        )
     return slope, logits.detach()
 
 
@@ -340,10 +361,11 @@ def ascend(x: Tensor, slope: Tensor, ball: LinfBall | L2Ball, eta: float | None)
     Returns: what :func:`project` takes. In a linf ball that is an image: one pass over the pixels
         then projects it. In an l2 ball it is the perturbation, whose length counts.
     """
+    if isinstance(ball, LinfBall) and eta is not None:
+        return x.add(slope.sign_(), alpha=eta)  # the sign of NaN is 0
+    slope = slope.nan_to_num_(nan=0.0).clamp_(-LARGE, LARGE)
     if isinstance(ball, LinfBall):
-        if eta is None:
-            return x.add(slope)
-        return x.add(slope.sign_(), alpha=eta)
+        return x.add(slope)
     delta = x - ball.images
     if eta is None:
         return delta + slope
@@ -385,14 +407,20 @@ class _Verdicts:
         self.labels = labels.long()
         self.iterates = images.clone()  # the last that the model was shown
         self.broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.no_ids = torch.zeros(0, dtype=torch.long, device=images.device)
+        self.no_images = images[:0]
 
     def survivors(self) -> Tensor:
         """Indices of the images that no iterate has broken yet."""
         return (~self.broken).nonzero().squeeze(1)
 
-    def judge(self, ids: Tensor, iterates: Tensor, logits: Tensor) -> Tensor:
+    def judge(
+        self, ids: Tensor, iterates: Tensor, logits: Tensor, slope: Tensor | None = None
+    ) -> Tensor:
         """Note the verdict on these iterates of the images ``ids``; True where it is right."""
-        right = logits.argmax(1) == self.labels[ids]
+        right = is_right(logits, self.labels[ids])
+        if slope is not None:
+            right &= has_finite_gradient(slope)
         self.iterates[ids] = iterates
         self.broken[ids] = ~right
         return right
@@ -407,17 +435,107 @@ def _batches(ids: Tensor, x: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor
 # Checks
 
 
-def logits_of(model: nn.Module, largest_label: int, x: Tensor) -> Tensor:
-    """The model's logits (B, K) for a batch of images, in float32 or float64."""
-    logits: Tensor = model(x)
-    if logits.ndim != 2 or len(logits) != len(x) or largest_label >= logits.shape[1]:
+@dataclass(frozen=True)
+class Network:
+    """A model whose logits are checked: ``network(x)`` is (B, K), float32 or float64.
+
+    Args:
+        largest_label: of the labels that the logits are compared with; -1 if it is not known.
+    """
+
+    model: nn.Module
+    largest_label: int = -1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # a copy, as a model may work in place; torch itself protects an x that requires a gradient
+        logits = self.model(x if x.requires_grad else x.clone())
+        return check_logits(logits, len(x), self.largest_label)
+
+
+def check_logits(logits: Any, count: int, largest_label: int = -1) -> Tensor:
+    """Refuse what a model returns for ``count`` images if it is not logits (B, K).
+
+    Returns: the logits, in float32 or float64.
+    """
+    if not isinstance(logits, Tensor):
+        what = type(logits).__name__
+        if isinstance(logits, tuple | list | dict):
+            what = f"{what} of {len(logits)}"
+        raise TypeError(
+            f"the model returned a {what}; it must return a tensor of logits (B, K). Wrap it in a "
+            f"module that returns the logits alone: its part [0], or ['logits'], or .logits."
+        )
+    shape = tuple(logits.shape)
+    if logits.ndim != 2 or len(logits) != count:
         raise ValueError(
-            f"the model returned {tuple(logits.shape)} for {len(x)} images with labels up to "
-            f"{largest_label}; it must return logits (B, K), and labels must lie in 0..K-1."
+            f"the model returned {shape} for {count} images; it must return logits (B, K)."
+        )
+    if not logits.dtype.is_floating_point:
+        raise TypeError(f"the model returned {logits.dtype}; logits must be floating point.")
+    if largest_label >= logits.shape[1]:
+        raise ValueError(
+            f"a label is {largest_label}; the model's logits {shape} allow 0..{shape[1] - 1}."
         )
     if logits.dtype in (torch.float32, torch.float64):
         return logits
     return logits.float()
+
+
+def is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which logits (B, K) classify as labelled, (B,). Logits that are not all finite never do."""
+    return (logits.argmax(1) == labels) & _is_finite(logits)
+
+
+def has_finite_gradient(slope: Tensor) -> Tensor:
+    """Which gradients (B, C, H, W) are finite throughout, (B,)."""
+    return _is_finite(slope.flatten(1))
+
+
+def _is_finite(x: Tensor) -> Tensor:
+    """Which rows of x (B, n) are finite throughout, (B,): 0 times NaN or infinity is NaN."""
+    return (0 * x).sum(1) == 0  # many times faster than isfinite().all(1)
+
+
+def check_count(name: str, value: Any, *, at_least: int) -> None:
+    """Refuse what is no integer, or too small."""
+    if not isinstance(value, Integral) or int(value) < at_least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
+
+
+def _number(name: str, value: Any) -> float:
+    """A setting as a float; an int stays what it is."""
+    if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+        raise ValueError(
+            f"{name} is {value!r}; it must be a finite number of at least 0, "
+            f"in units of images in [0, 1]."
+        )
+    return value if isinstance(value, int) else float(value)
+
+
+def check_adversarial(adversarial: Any, images: Tensor) -> Tensor:
+    """Refuse what an attack returns for these images if it is not adversarial versions of them.
+
+    Returns: the adversarial images, detached.
+    """
+    if not isinstance(adversarial, Tensor):
+        raise TypeError(
+            f"the attack returned a {type(adversarial).__name__}; it must return the adversarial "
+            f"images as a tensor {tuple(images.shape)}."
+        )
+    if adversarial.shape != images.shape:
+        raise ValueError(
+            f"the attack returned {tuple(adversarial.shape)} for images {tuple(images.shape)}."
+        )
+    if adversarial.dtype != images.dtype or adversarial.device != images.device:
+        raise TypeError(
+            f"the attack returned {adversarial.dtype} on {adversarial.device} for images of "
+            f"{images.dtype} on {images.device}; they must be the same."
+        )
+    if not adversarial.isfinite().all():
+        raise ValueError(
+            "the attack returned a pixel that is NaN or infinite; each must be a number in [0, 1]."
+        )
+    return adversarial.detach()
 
 
 def check_batch(images: Tensor, labels: Tensor) -> int:
@@ -447,6 +565,11 @@ def check_batch(images: Tensor, labels: Tensor) -> int:
         return -1
     low, high = (value.item() for value in images.aminmax())
     if not (low >= 0 and high <= 1):
+        if low > -1e-4 and high < 1 + 1e-4:
+            raise ValueError(
+                f"pixels go from {low:.9g} to {high:.9g}, outside [0, 1] by a rounding error; "
+                f"call images.clamp(0, 1)."
+            )
         raise ValueError(
             f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: "
             f"normalise inside the model."

@@ -3,45 +3,62 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import PGD, check_batch
+from .attacks import (
+    PGD,
+    Network,
+    check_adversarial,
+    check_batch,
+    check_count,
+    has_finite_gradient,
+    is_right,
+)
+from .interrupts import Interrupts
 from .modes import attack_mode
 
 
 @contextmanager
-def judging(model: nn.Module, device: torch.device) -> Iterator[None]:
+def judging(model: nn.Module, device: torch.device) -> Iterator[Interrupts]:
     """The circumstances in which every model is judged; they end with the block.
 
     The model is in eval mode and in full precision, whatever autocast is around it. What it draws
-    from torch's global random state leaves no trace there.
+    from torch's global random state leaves no trace there. Ctrl-C waits for a poll of the
+    interrupts, or for the end.
     """
     devices = [device] if device.type == "cuda" else []
     with (
-        attack_mode(model),
+        attack_mode(model) as interrupts,
         torch.random.fork_rng(devices=devices),
         torch.autocast(device.type, enabled=False),
     ):
-        yield
+        yield interrupts
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 1000) -> float:
     """Share of the images that are classified as their labels, in eval mode and float32.
 
+    Logits that are not all finite count as a misclassification.
+
     Args:
+        model: images (B, C, H, W) to logits (B, K).
         images: (n, C, H, W) in [0, 1].
         labels: (n,), integers in 0..K-1.
         batch_size: images in one forward pass.
+
+    Raises: ValueError, TypeError: an argument, or what the model returns, is outside what is
+        written here. KeyboardInterrupt: Ctrl-C, between two batches. The model is as before.
     """
-    largest_label = _check_what_to_judge(images, labels)
+    network = Network(model, _check_what_to_judge(images, labels, batch_size))
     verdicts = []
-    with judging(model, images.device):
-        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            verdicts.append(_is_right(model, x, y, largest_label))
+    with judging(model, images.device) as interrupts:
+        for x, y in interrupts.polled(_batches(images, labels, batch_size)):
+            verdicts.append(is_right(network(x), y))
     return torch.cat(verdicts).double().mean().item()
 
 
@@ -60,70 +77,76 @@ def robust_accuracy(
     The model is judged in eval mode and float32. With :class:`PGD` an example counts as broken when
     any iterate of any restart is misclassified, and is attacked no further; with any other
     ``attack(model, images, labels) -> images``, when what it returns is misclassified. An example
-    that is misclassified from the start is broken and not attacked.
+    that is misclassified from the start is broken and not attacked. A logit that is not finite, or
+    a gradient that PGD finds not to be, counts as a misclassification.
 
     Args:
+        model: images (B, C, H, W) to logits (B, K).
         images: (n, C, H, W) in [0, 1].
         labels: (n,), integers in 0..K-1.
         batch_size: images in one forward pass.
         seed: of the random starts. An attack that draws from torch's global random state finds it
             seeded by this number; its own state is restored afterwards.
+
+    Raises: as :func:`accuracy`, also for what the attack returns. Ctrl-C ends PGD between two
+        steps, and another attack at once.
     """
-    largest_label = _check_what_to_judge(images, labels)
+    network = Network(model, _check_what_to_judge(images, labels, batch_size))
+    if not isinstance(seed, Integral):
+        raise ValueError(f"seed is {seed!r}; it must be an integer.")
     generator = torch.Generator(images.device).manual_seed(seed)
     verdicts = []
-    with judging(model, images.device):
+    with judging(model, images.device) as interrupts:
         torch.manual_seed(seed)
         if isinstance(attack, PGD):
             # survivors are packed over many batches; one chunk of images is in memory at once
-            chunk = 16 * batch_size
-            for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
+            for x, y in _batches(images, labels, 16 * batch_size):
                 _, broken = attack.attack_until_broken(
                     model, x, y, generator=generator, batch_size=batch_size
                 )
                 verdicts.append(~broken)
         else:
-            for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-                robust = _is_right(model, x, y, largest_label)
+            for x, y in interrupts.polled(_batches(images, labels, batch_size)):
+                robust = is_right(network(x), y)
                 attacked = robust.clone()
                 if attacked.any():
-                    with torch.enable_grad():
-                        adversarial = attack(model, x[attacked], y[attacked]).detach()
-                    robust[attacked] = _is_right(model, adversarial, y[attacked], largest_label)
+                    x = x[attacked]
+                    y = y[attacked]
+                    with torch.enable_grad(), interrupts.allowed():
+                        adversarial = attack(model, x.clone(), y.clone())
+                    adversarial = check_adversarial(adversarial, x)
+                    robust[attacked] = is_right(network(adversarial), y)
                 verdicts.append(robust)
     return torch.cat(verdicts).double().mean().item()
 
 
-def _check_what_to_judge(images: Tensor, labels: Tensor) -> int:
-    """Refuse images or labels that nothing can be judged by; the largest label."""
+def _check_what_to_judge(images: Tensor, labels: Tensor, batch_size: int) -> int:
+    """Refuse what nothing can be judged by. Returns: the largest label."""
+    check_count("batch_size", batch_size, at_least=1)
     largest_label = check_batch(images, labels)
     if not len(images):
         raise ValueError("there are no images to judge the model by.")
     return largest_label
 
 
-def _is_right(model: nn.Module, x: Tensor, y: Tensor, largest_label: int) -> Tensor:
-    """Which of a batch is classified as labelled, (B,)."""
-    logits = model(x)
-    if largest_label >= logits.shape[1]:
-        raise ValueError(
-            f"a label is {largest_label}; the model's logits {tuple(logits.shape)} allow "
-            f"0..{logits.shape[1] - 1}."
-        )
-    return logits.argmax(1) == y
+def _batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(images.split(size), labels.split(size), strict=True)
 
 
 def check_model(model: nn.Module, images: Tensor) -> list[str]:
     """What would make this model's robust accuracy not worth believing.
 
-    Looks for a model that is not in eval mode, gives random output or probabilities instead of
-    logits, or gives PGD no gradient, and for pixels outside [0, 1] (Croce and Hein, ICML 2020;
-    Athalye et al., ICML 2018).
+    Looks for a model that is not in eval mode, gives random output, output that is NaN or infinite,
+    or probabilities instead of logits, or that gives PGD no gradient or one that is not finite, and
+    for pixels outside [0, 1] (Croce and Hein, ICML 2020; Athalye et al., ICML 2018).
 
     Args:
+        model: images (B, C, H, W) to logits (B, K).
         images: (B, C, H, W), a few dozen of those that the model will be judged by.
 
     Returns: one sentence for each finding. Each is also a warning.
+
+    Raises: ValueError, TypeError: there is no image, or the model returns no logits (B, K).
     """
     images = images.detach().float()
     if not len(images):
@@ -141,23 +164,38 @@ def check_model(model: nn.Module, images: Tensor) -> list[str]:
         )
     with judging(model, images.device), torch.enable_grad():
         x = images.clone().requires_grad_()
-        logits = model(x)
-        if not torch.equal(logits, model(x)):
+        network = Network(model)
+        logits = network(x)
+        if not _are_equal(logits, network(x)):
             found.append(
                 "the model gives random output: one gradient says little; average the attack over "
                 "many passes."
+            )
+        finite = logits.isfinite().all(1)
+        if not finite.all():
+            found.append(
+                f"the output is NaN or infinite for {_share(~finite):.0%} of the images, which "
+                "count as misclassified; look for a division by zero, a logarithm or an overflow."
             )
         if _look_like_probabilities(logits):
             found.append(
                 "the output looks like probabilities, not logits: a second softmax flattens the "
                 "gradient; return what comes before the softmax."
             )
-        blind = _share_without_gradient(logits, x)
-        if blind > 0.05:
+        gradient = _loss_gradient(logits, x)
+        broken = finite & ~has_finite_gradient(gradient)
+        if broken.any():
             found.append(
-                f"the loss has no gradient for {blind:.0%} of the images: PGD is blind there; look "
-                "for rounding, detach, saturated logits, and judge by AutoAttack or an attack "
-                "without gradients."
+                f"the gradient of the loss is NaN or infinite for {_share(broken):.0%} of the "
+                "images, which count as misclassified by PGD though the output is finite; look for "
+                "a square root, a division or a norm at zero."
+            )
+        blind = (gradient == 0).flatten(1).all(1)
+        if _share(blind) > 0.05:
+            found.append(
+                f"the loss has no gradient for {_share(blind):.0%} of the images: PGD is blind "
+                "there; look for rounding, detach, saturated logits, and judge by AutoAttack or an "
+                "attack without gradients."
             )
     for sentence in found:
         warnings.warn(sentence, stacklevel=2)
@@ -169,12 +207,19 @@ def _look_like_probabilities(logits: Tensor) -> bool:
     return bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
 
 
-def _share_without_gradient(logits: Tensor, x: Tensor) -> float:
-    """Share of the images x on which the loss of the predicted class has a gradient of zero."""
-    if not logits.requires_grad:
-        return 1.0
-    loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
-    if gradient is None:
-        return 1.0
-    return (gradient.flatten(1).abs().amax(1) == 0).double().mean().item()
+def _are_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether all entries are the same; two that are both NaN are."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _loss_gradient(logits: Tensor, x: Tensor) -> Tensor:
+    """The gradient on the images x of the loss of the predicted class; zero where there is none."""
+    gradient = None
+    if logits.requires_grad:
+        loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
+
+
+def _share(which: Tensor) -> float:
+    return which.double().mean().item()

@@ -1,8 +1,9 @@
 """Protocol 1: case-aware and vanilla adversarial training, as one iterator."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from .attacks import PGD
 from .data import Data
 from .evaluation import accuracy, robust_accuracy
 from .gain import information_gain
+from .guards import BufferCopy, check_count, check_optimizer, check_sampler, check_weights
+from .interrupts import deferred_interrupts
 from .kernels.step import compiled
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -57,14 +60,21 @@ class Training(Iterator[Record]):
     to go on elsewhere, use ``load_state_dict``. On a CPU the rest is then the same, bit for bit:
     all randomness comes from ``seed`` and the number of the iteration, none from the global state.
 
+    An iteration happens whole or not at all. If it raises an error, in the augmentation, the
+    attack or the model, or because its loss is not finite, then model, optimizer, counters and
+    weights are as they were before it, and the next call tries the same batch again. The same holds
+    for Ctrl-C. The evaluation of an iteration is apart: if it is interrupted or raises
+    an error, the next call evaluates the model before it trains on. No record is lost.
+
     Args:
         model: images in [0, 1] to logits; trained in place, moved to the device.
         data: what to train on.
         sampler: which examples an iteration sees: UniformSampler is vanilla AT, CaseSampler is
             CAT; or anything that yields index batches (B,) and has ``update(indices, gain)``.
         attack: PGD, or any ``attack(model, images, labels) -> images``.
-        optimizer: any of torch's, over the model's parameters; None is SGD(lr=0.05, momentum=0.9).
-        scheduler: any of torch's, stepped once an iteration.
+        optimizer: any of torch's that steps without a closure, over parameters of the model; None
+            is SGD(lr=0.05, momentum=0.9).
+        scheduler: any of torch's that steps without a metric; stepped once an iteration.
         iterations: where to stop; None goes on for ever.
         evaluate_every: iterations between evaluations, one of which also follows the last
             iteration; 0 is never.
@@ -79,8 +89,8 @@ class Training(Iterator[Record]):
 
     Raises:
         ValueError, TypeError: a bad argument.
-        FloatingPointError: in an iteration, a loss that is not finite. It is raised before the
-            update; the model's parameters are unchanged.
+        FloatingPointError: on a CPU, in an iteration: a loss, gradient or information gain that is
+            not finite. (A GPU would have to wait for such a check.)
     """
 
     def __init__(
@@ -107,15 +117,13 @@ class Training(Iterator[Record]):
             raise ValueError(
                 f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}."
             )
-        if not hasattr(sampler, "update"):
-            raise TypeError(
-                f"sampler is a {type(sampler).__name__} without update(indices, gain); "
-                "see CaseSampler."
-            )
-        if getattr(sampler, "n", len(data.y_train)) != len(data.y_train):
-            raise ValueError(
-                f"the sampler draws from {sampler.n} examples; the data have {len(data.y_train)}."
-            )
+        check_count("seed", seed, at_least=0)
+        check_count("evaluate_every", evaluate_every, at_least=0)
+        check_count("evaluation_size", evaluation_size, at_least=1)
+        if iterations is not None:
+            check_count("iterations", iterations, at_least=0)
+        check_sampler(sampler, len(data.y_train))
+        check_optimizer(optimizer, scheduler, model)
         if evaluation_attack is None and isinstance(attack, PGD):
             evaluation_attack = replace(attack, steps=20, step_size=None)
         if evaluation_attack is None and evaluate_every:
@@ -149,10 +157,14 @@ class Training(Iterator[Record]):
             self.model.to(memory_format=torch.channels_last)
 
         self._batches = iter(sampler)
+        self._drawn: Tensor | None = None  # indices drawn, and not yet trained on
+        self._spent = 0  # passes of the iteration under way
+        self._pending: Record | None = None  # of an iteration done, and not yet handed out
+        self._buffers = BufferCopy(self.model)
         self._generator = torch.Generator(self.device)
         self._bar = _ProgressBar(iterations) if progress else None
 
-        self.seed = seed
+        self.seed = int(seed)
         self.iteration = 0
         self.examples = 0
         self.passes = 0
@@ -161,19 +173,39 @@ class Training(Iterator[Record]):
         self.batch: Batch | None = None
 
     def __next__(self) -> Record:
-        """One iteration of Protocol 1 (its lines are numbered as in the paper) and its Record."""
-        # line 2: for t = 1 to N
-        if self.iterations is not None and self.iteration >= self.iterations:
-            if self._bar is not None:
-                self._bar.close()
-            raise StopIteration
+        """The Record of the next iteration of Protocol 1, evaluated if it is due."""
+        if self._pending is None:
+            # Protocol 1, line 2: for t = 1 to N
+            if self.iterations is not None and self.iteration >= self.iterations:
+                if self._bar is not None:
+                    self._bar.close()
+                raise StopIteration
+            with deferred_interrupts():
+                self._iterate()
+        record = self._pending
+        assert record is not None, "an iteration leaves its record pending"
+        if self._is_evaluated(record.iteration):
+            right, robust = self.evaluate()
+            record = replace(record, accuracy=right, robust_accuracy=robust)
+        if self._bar is not None:
+            self._bar.show(record)
+        # Python handles no signal between these two lines: the record arrives, or stays pending
+        self._pending = None
+        return record
+
+    def _iterate(self) -> None:
+        """One iteration of Protocol 1, its lines numbered as in the paper, without an evaluation.
+
+        It leaves its record pending. If it raises an error, nothing has happened.
+        """
         start = time.perf_counter()
         on_host = self.device.type == "cpu"
-
-        # line 3: sample a batch
-        indices, images, labels = self._draw()
+        self._spent = 0
+        self._buffers.take()
         counter = self._network.register_forward_pre_hook(self._count)
         try:
+            # line 3: sample a batch
+            indices, images, labels = self._draw()
             with torch.random.fork_rng(devices=self._cuda), self._autocast:
                 stream = self._random_stream()
                 torch.manual_seed(stream)
@@ -183,52 +215,67 @@ class Training(Iterator[Record]):
                 # line 4: craft adversarial examples
                 adversarial = self._craft(images, labels)
                 # line 5: update the model
-                loss, logits = self._update(adversarial, labels, on_host)
+                loss, logits, gain = self._update(adversarial, labels, on_host)
+        except BaseException as error:
+            self._buffers.put_back()
+            if isinstance(error, StopIteration):  # it would look like the end of training
+                raise RuntimeError("augmentation, attack or model raised StopIteration.") from error
+            raise
         finally:
             counter.remove()
-        # line 6: update the weights of the batch
-        gain = information_gain(logits, labels)
-        self.sampler.update(indices, gain.to(indices.device))
 
+        # the update is made: from here on the iteration counts, whatever happens
+        self._drawn = None
         self.batch = Batch(indices, labels, adversarial, logits, gain)
         self.iteration += 1
         self.examples += len(labels)
+        self.passes += self._spent
         self.seen[indices.to(self.device)] = True
-        evaluated = self._is_evaluated()
+        try:
+            # line 6: update the weights of the batch
+            self.sampler.update(indices, gain.to(indices.device))
+            if self.scheduler is not None:
+                self.scheduler.step()
+        finally:
+            self._pending = self._record(start, loss)
+
+    def _record(self, start: float, loss: Tensor) -> Record:
+        """The record of the iteration that began at this time, by time.perf_counter()."""
+        evaluated = self._is_evaluated(self.iteration)
         if evaluated and self._cuda:
             torch.cuda.synchronize(self.device)
+        known = evaluated or self.device.type == "cpu"  # to ask a GPU every time would slow it down
         self.seconds += time.perf_counter() - start
-
-        record = Record(
+        return Record(
             iteration=self.iteration,
             examples=self.examples,
             passes=self.passes,
             seconds=self.seconds,
-            loss=None,
-            coverage=None,
+            loss=loss.item() if known else None,
+            coverage=self.seen.double().mean().item() if known else None,
         )
-        if on_host or evaluated:
-            coverage = self.seen.double().mean().item()
-            record = replace(record, loss=loss.item(), coverage=coverage)
-        if evaluated:
-            right, robust = self.evaluate()
-            record = replace(record, accuracy=right, robust_accuracy=robust)
-        if self._bar is not None:
-            self._bar.show(record)
-        return record
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of the next batch (B,), its images (B, C, H, W) in [0, 1] and its labels (B,)."""
-        try:
-            indices = next(self._batches)
-        except StopIteration:
-            # the sampler's next pass over the data; kept only when it has a batch
-            batches = iter(self.sampler)
-            indices = next(batches)
-            self._batches = batches
-        indices = torch.as_tensor(indices)
-        images, labels = self.data.train(indices.to(self.device))
-        return indices, images, labels
+        """Indices of the next batch (B,), its images (B, C, H, W) in [0, 1] and its labels (B,).
+
+        A batch that was drawn for an iteration that failed comes again.
+        """
+        if self._drawn is None:
+            self._drawn = self._next_indices()
+        images, labels = self.data.train(self._drawn.to(self.device))
+        return self._drawn, images, labels
+
+    def _next_indices(self) -> Tensor:
+        indices = next(self._batches, None)
+        if indices is None:  # the sampler's next pass over the data
+            self._batches = iter(self.sampler)
+            indices = next(self._batches, None)
+        if indices is None:
+            raise ValueError(
+                f"the sampler, a {type(self.sampler).__name__}, yields no batch; "
+                "each pass over it must yield at least one."
+            )
+        return torch.as_tensor(indices)
 
     def _random_stream(self) -> int:
         """The seed of this iteration's random numbers, so that there is no random state to store.
@@ -247,7 +294,7 @@ class Training(Iterator[Record]):
                 # PGD compiles a whole step of its own, and no hook counts inside a graph
                 network = self.model
                 verdicts = 1 if attack.restarts > 1 else 0
-                self.passes += (attack.steps + verdicts) * attack.restarts * len(images)
+                self._spent += (attack.steps + verdicts) * attack.restarts * len(images)
             # images and labels come from the data set, which was checked when it was loaded
             return attack(network, images, labels, generator=self._generator, check=False)
         adversarial = attack(self._network, images, labels).detach()
@@ -257,32 +304,56 @@ class Training(Iterator[Record]):
             )
         return adversarial
 
-    def _update(self, adversarial: Tensor, labels: Tensor, on_host: bool) -> tuple[Tensor, Tensor]:
-        """Train on the batch; its loss and logits, both from before the update."""
+    def _update(
+        self, adversarial: Tensor, labels: Tensor, on_host: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Train on the batch; its loss, logits and information gain, all from before the update."""
         self.model.train()
         self.optimizer.zero_grad()
         logits = self._network(adversarial)
         loss = nn.functional.cross_entropy(logits, labels)
-        if on_host and not loss.isfinite():
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at iteration {self.iteration + 1}: training diverged; "
-                f"lower the learning rate. The model is as it was before this iteration."
-            )
-        loss.backward()
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
         # a copy, because a CUDA graph writes over its output
-        return loss.detach(), logits.detach().to(torch.float32, copy=True)
+        kept = logits.detach().to(torch.float32, copy=True)
+        gain = information_gain(kept, labels)
+        if on_host:
+            self._refuse("loss", loss)
+            self._refuse("information gain", gain)
+        loss.backward()
+        if on_host:
+            self._refuse("norm of the gradient", self._gradient_norms())
+        self.optimizer.step()
+        return loss.detach(), kept, gain
+
+    def _gradient_norms(self) -> Tensor:
+        """The norm of each parameter's gradient."""
+        gradients = []
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and not parameter.grad.is_sparse:
+                    gradients.append(parameter.grad)
+        if not gradients:
+            return torch.zeros(1)
+        return torch.stack(torch._foreach_norm(gradients))
+
+    def _refuse(self, name: str, values: Tensor) -> None:
+        """Raise FloatingPointError if one of the values is not finite."""
+        finite = values.isfinite()
+        if finite.all():
+            return
+        worst = values[~finite][0].item()
+        raise FloatingPointError(
+            f"the {name} is {worst} at iteration {self.iteration + 1}: training diverged; "
+            "lower the learning rate. The model is as it was before this iteration."
+        )
 
     def _count(self, _: nn.Module, images: tuple[Tensor]) -> None:
-        self.passes += len(images[0])
+        self._spent += len(images[0])
 
-    def _is_evaluated(self) -> bool:
-        """Whether an evaluation follows the iteration that has just ended."""
+    def _is_evaluated(self, iteration: int) -> bool:
+        """Whether an evaluation follows this iteration."""
         if not self.evaluate_every:
             return False
-        return self.iteration % self.evaluate_every == 0 or self.iteration == self.iterations
+        return iteration % self.evaluate_every == 0 or iteration == self.iterations
 
     def evaluate(self) -> tuple[float, float]:
         """Accuracy and robust accuracy on the fixed subset of the test images."""
@@ -294,11 +365,19 @@ class Training(Iterator[Record]):
         return right, robust
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later run needs to go on: plain values and tensors.
+        """All that a later run needs to go on: plain values, and copies of all tensors.
 
         A file of it loads with ``torch.load(..., weights_only=True)``.
+
+        Raises: TypeError: the sampler has no ``state_dict()``.
         """
-        return {
+        if not hasattr(self.sampler, "state_dict"):
+            raise TypeError(
+                f"the sampler, a {type(self.sampler).__name__}, has no state_dict() and "
+                "load_state_dict(state); without them training cannot be saved."
+            )
+        state = {
+            "made_of": self._made_of(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
@@ -309,27 +388,84 @@ class Training(Iterator[Record]):
             "passes": self.passes,
             "seconds": self.seconds,
             "seen": self.seen,
+            "drawn": self._drawn,
+            "pending": None if self._pending is None else asdict(self._pending),
+        }
+        return copy.deepcopy(state)
+
+    def _made_of(self) -> dict[str, str]:
+        """The classes that a state depends on."""
+        return {
+            "training": type(self).__name__,
+            "sampler": type(self.sampler).__name__,
+            "optimizer": type(self.optimizer).__name__,
+            "scheduler": type(self.scheduler).__name__,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken. Build the Training from the same arguments first."""
-        if state["seen"].shape != self.seen.shape:
-            raise ValueError(
-                f"the state is of {len(state['seen'])} training images; "
-                f"the data have {len(self.seen)}."
-            )
+        """Go on where ``state`` was taken. Build the Training from the same arguments first.
+
+        Raises: ValueError: the state is of another training; nothing was changed.
+        """
+        before = self.state_dict()
+        self._check_state(state, expected=list(before))
+        with deferred_interrupts():
+            try:
+                self._load(copy.deepcopy(state))
+            except Exception as error:
+                self._load(before)
+                raise ValueError(
+                    f"the state does not fit this training, which is unchanged: {error!r}"
+                ) from error
+            self.batch = None
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.sampler.load_state_dict(state["sampler"])
         self._batches = iter(self.sampler)
-        self.seed = state["seed"]
         self.iteration = state["iteration"]
         self.examples = state["examples"]
         self.passes = state["passes"]
         self.seconds = state["seconds"]
         self.seen = state["seen"].to(self.device, copy=True)
+        self._drawn = state["drawn"]
+        self._pending = None if state["pending"] is None else Record(**state["pending"])
+
+    def _check_state(self, state: dict[str, Any], expected: list[str]) -> None:
+        """Raise ValueError if the state does not fit this training."""
+        missing = [name for name in expected if name not in state]
+        if missing:
+            raise ValueError(
+                f"the state lacks {', '.join(missing)}; it must be what state_dict() of a "
+                "Training returned, in this version of catlib."
+            )
+        for part, ours in self._made_of().items():
+            theirs = state["made_of"].get(part)
+            if theirs != ours:
+                raise ValueError(
+                    f"the state is of a training whose {part} is {theirs}; here it is {ours}. "
+                    "Build the Training from the same arguments first."
+                )
+        if state["seen"].shape != self.seen.shape:
+            raise ValueError(
+                f"the state is of {len(state['seen'])} training images; "
+                f"the data have {len(self.seen)}."
+            )
+        if state["seed"] != self.seed:
+            raise ValueError(
+                f"the state is of seed {state['seed']}; this training has seed {self.seed}."
+            )
+        for name in ("iteration", "examples", "passes"):
+            check_count(f"the state's {name}", state[name], at_least=0)
+        if self.iterations is not None and state["iteration"] > self.iterations:
+            raise ValueError(
+                f"the state is after iteration {state['iteration']}; "
+                f"this training ends at {self.iterations}."
+            )
+        check_weights(state["model"], self.model)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -350,7 +486,7 @@ class _ProgressBar:
         if self._bar is None:
             done = record.iteration - 1
             self._bar = tqdm(total=self._iterations, initial=done, unit="it")
-        self._bar.update()
+        self._bar.update(record.iteration - self._bar.n)
         if record.accuracy is not None:
             self._bar.set_postfix(
                 accuracy=f"{record.accuracy:.1%}", robust=f"{record.robust_accuracy:.1%}"

@@ -1,6 +1,9 @@
 """What the tests share: small models, the data, and snapshots of a model to compare with."""
 
+import itertools
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +144,48 @@ def same():
         return a == b
 
     return equal
+
+
+@pytest.fixture
+def interrupted_everywhere():
+    """A function: run ``work`` again and again, with Ctrl-C at each of its instructions in turn.
+
+    ``check(delivered)`` looks at what is left after each run. Every ``every``-th instruction of the
+    files whose name contains ``where`` is taken. Returns the number of interrupted runs.
+    """
+
+    def run(work, check, where="", every=1) -> int:
+        before = signal.getsignal(signal.SIGINT)
+        for count in itertools.count():
+            left = 1 + count * every
+
+            def trace(frame, event, _):
+                nonlocal left
+                if where not in frame.f_code.co_filename or left == 0:
+                    return None
+                frame.f_trace_opcodes = True
+                if event == "opcode":
+                    left -= 1
+                    if left == 0:
+                        sys.settrace(None)
+                        signal.raise_signal(signal.SIGINT)
+                return trace
+
+            delivered = False
+            try:
+                sys.settrace(trace)
+                work()
+            except KeyboardInterrupt:
+                delivered = True
+            finally:
+                sys.settrace(None)
+            assert signal.getsignal(signal.SIGINT) is before
+            if left > 0:
+                return count  # the work was over before its turn came
+            check(delivered)
+        raise AssertionError("unreachable")
+
+    return run
 
 
 @pytest.fixture

@@ -3,8 +3,13 @@
 import copy
 import gc
 import math
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from catlib import PGD, pgd
+from catlib.modes import attack_mode
 
 
 def batch(n=8, channels=1, size=8, classes=10, dtype=torch.float32, device="cpu", seed=0):
@@ -431,6 +437,212 @@ def test_leaves_no_memory_behind(conv_net, early_stop):
     before = tensors()
     pgd(model, images, labels, epsilon=0.1, steps=3, restarts=2, early_stop=early_stop)
     assert tensors() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"restarts": 2, "batch_norm": "train"}, {"early_stop": True}],
+    ids=str,
+)
+def test_ctrl_c_anywhere_leaves_the_model_as_found(
+    conv_net, snapshot, interrupted_everywhere, options
+):
+    """Ctrl-C at many instructions of an attack: the model is as before, the signal not lost."""
+    model = conv_net().train()
+    model.frozen_norm.eval()
+    images = batch(2, size=5)[0]
+    labels = copy.deepcopy(model).eval()(images).argmax(1)
+    before = snapshot(model)
+    attack = PGD(0.01, steps=2, **options)
+
+    def check(delivered):
+        assert delivered, "the interrupt was lost"
+        assert snapshot(model) == before
+
+    # a prime, so that the instructions of a loop are met at different places
+    runs = interrupted_everywhere(lambda: attack(model, images, labels), check, "catlib", every=23)
+    assert runs > 20
+    expected = attack(copy.deepcopy(model), images, labels, generator=seeded())
+    assert torch.equal(attack(model, images, labels, generator=seeded()), expected)
+
+
+def test_two_threads_may_attack_one_model(conv_net, snapshot):
+    """Each result is what it is alone, and the model is as before: a thread waits for the other."""
+    model = conv_net().train()
+    attacks = [PGD(0.1, steps=3), PGD(0.1, steps=3, batch_norm="train")]
+    images, labels = batch()
+    before = snapshot(model)
+    expected = [attack(model, images, labels, generator=seeded()) for attack in attacks]
+
+    def work(which):
+        return attacks[which](model, images, labels, generator=seeded())
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(work, [0, 1] * 30))
+    for i, result in enumerate(results):
+        assert torch.equal(result, expected[i % 2])
+    assert snapshot(model) == before
+
+
+def test_a_thread_that_waits_for_the_model_can_be_interrupted(conv_net):
+    """Another thread has the model; Ctrl-C ends the wait of the main thread."""
+    model, (images, labels) = conv_net(), batch()
+    taken, done = threading.Event(), threading.Event()
+
+    def hold():
+        with attack_mode(model):
+            taken.set()
+            done.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert taken.wait(30)
+    presser = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    presser.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pgd(model, images, labels, epsilon=0.1, steps=1)
+    finally:
+        done.set()
+        presser.join()
+        holder.join()
+
+
+def test_a_mode_that_is_right_is_not_set_again(conv_net):
+    """What watches its own mode, such as weights that are merged in eval mode, is not disturbed."""
+    written = []
+
+    class Watched(nn.Identity):
+        def __setattr__(self, name, value):
+            written.append(name)
+            super().__setattr__(name, value)
+
+    model = nn.Sequential(conv_net(), Watched())
+    model.eval()
+    written.clear()
+    pgd(model, *batch(), epsilon=0.1, steps=1)
+    assert written == []
+
+
+def test_parameters_made_in_inference_mode_leave_the_model_as_found(conv_net, snapshot):
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10)).train()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="Inference tensors"):
+        pgd(model, *batch(), epsilon=0.1, steps=2)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_a_model_that_works_in_place_changes_no_image(conv_net, early_stop):
+    """Judged, it sees a copy; for the gradient torch itself refuses it."""
+
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = conv_net()
+
+        def forward(self, x):
+            return self.net(x.sub_(0.5))
+
+    model, (images, _) = InPlace().eval(), batch()
+    labels = model(images.clone()).argmax(1)
+    before = images.clone()
+    with pytest.raises(RuntimeError, match="in-place"):
+        pgd(model, images, labels, epsilon=0.1, steps=1, early_stop=early_stop, random_start=False)
+    assert torch.equal(images, before)
+    pgd(model, images, (labels + 1) % 10, epsilon=0.1, steps=0, restarts=2, early_stop=early_stop)
+    assert torch.equal(images, before)
+
+
+# models that fail
+
+
+class Failing(nn.Module):
+    """A model whose logits or gradients are planted; ``change`` takes a model and images."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model = model
+        self.change = change
+
+    def forward(self, x):
+        return self.change(self.model, x)
+
+
+def flat(x):
+    return x.sum((1, 2, 3))[:, None]
+
+
+FAILURES = {
+    "gradients of NaN": lambda model, x: model(x) + 0 * torch.sqrt(0 * flat(x)),
+    "gradients of infinity": lambda model, x: (
+        model(x) + torch.sqrt(x[:, 0, 0, :1] - x[:, 0, 0, :1].detach())
+    ),
+    "logits of NaN": lambda model, x: model(x) * math.nan,
+    "logits of infinity": lambda model, x: model(x) / 0,
+    "huge gradients": lambda model, x: model(x) * 1e30,
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("rule", ["sign", "gradient"])
+@pytest.mark.parametrize("step_size", [None, 1e300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_stay_finite_whatever_the_model_returns(
+    conv_net, failure, norm, rule, step_size, dtype
+):
+    model = Failing(conv_net().to(dtype), FAILURES[failure])
+    images, labels = batch(dtype=dtype)
+    for early_stop in (False, True):
+        attack = PGD(0.3, step_size, steps=3, norm=norm, rule=rule, early_stop=early_stop)
+        adversarial = attack(model, images, labels)
+        assert adversarial.isfinite().all() and adversarial.min() >= 0 and adversarial.max() <= 1
+        delta = (adversarial.double() - images.double()).flatten(1)
+        length = delta.norm(dim=1, p=math.inf if norm == "linf" else 2)
+        assert length.max() <= 0.3 + 1e-6
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_huge_step_still_goes_the_way_of_the_gradient(conv_net, norm):
+    model, (images, labels) = conv_net().eval().double(), batch(dtype=torch.float64)
+    far, huge = (
+        PGD(0.3, step_size, steps=2, norm=norm, random_start=False)(model, images, labels)
+        for step_size in (1e6, 1e300)
+    )
+    torch.testing.assert_close(far, huge, atol=1e-5, rtol=0)
+    assert (far - images).abs().amax((1, 2, 3)).min() > 0.01
+
+
+@pytest.mark.parametrize("failure", ["gradients of NaN", "logits of NaN", "logits of infinity"])
+def test_what_is_not_finite_breaks_an_image(conv_net, failure):
+    model = Failing(conv_net().eval(), FAILURES[failure])
+    images, _ = batch()
+    labels = model.model(images).argmax(1)
+    _, broken = PGD(0.0, steps=1).attack_until_broken(model, images, labels)
+    assert broken.all()
+    _, broken = PGD(0.0, steps=1).attack_until_broken(model.model, images, labels)
+    assert not broken.any()
+
+
+def test_a_restart_that_finds_a_loss_of_nan_is_the_worst(conv_net):
+    net = conv_net().eval().double()
+    images, labels = batch(dtype=torch.float64)
+    images[:, 0, 0, 0] = 0.5
+
+    def fails_above_the_middle(model, x):
+        return model(x) + torch.where(x[:, 0, 0, :1] > 0.5, math.nan, 0.0)
+
+    attack = PGD(0.1, steps=0, restarts=8)
+    adversarial = attack(Failing(net, fails_above_the_middle), images, labels, generator=seeded(1))
+    assert (adversarial[:, 0, 0, 0] > 0.5).all()
+
+
+def test_settings_may_be_any_real_numbers():
+    attack = PGD(Fraction(8, 255), Fraction(2, 255), steps=np.int64(3))
+    assert attack == PGD(8 / 255, 2 / 255, 3) and type(attack.epsilon) is float
+    assert PGD(np.float32(0.5)).step_size == 0.125
 
 
 def test_computes_no_gradient_of_the_parameters(conv_net):

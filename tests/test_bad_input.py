@@ -15,6 +15,7 @@ from catlib import (
     UniformSampler,
     accuracy,
     build_model,
+    check_model,
     information_gain,
     load_data,
     pgd,
@@ -27,6 +28,7 @@ LABELS = torch.arange(60) % 3
 MODEL = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)).train()
 DIGITS = load_data("digits")
 BYTES = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8)
+WEIGHT = nn.Parameter(torch.zeros(2))
 
 
 def images(value=0.5, n=4, dtype=torch.float32):
@@ -90,6 +92,58 @@ def set_attribute(tree, name, value):
     return lambda: setattr(SAMPLERS[tree], name, value)
 
 
+class Returns(nn.Module):
+    """A model that takes images of 16 pixels for logits of 16 classes, and returns what is said."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(x.flatten(1))
+
+
+BATCH = images(), LABELS[:4]
+BIAS = nn.Parameter(torch.zeros(16))
+MODELS = {
+    "a model of numbers": (Returns(lambda x: x[:, 0]), ValueError, "(4,)", "(B, K)"),
+    "a model of maps": (
+        Returns(lambda x: x[:, :, None, None]),
+        ValueError,
+        "(4, 16, 1, 1)",
+        "(B, K)",
+    ),
+    "a model of one row": (Returns(lambda x: x[:1]), ValueError, "(1, 16)", "(B, K)"),
+    "a model of a tuple": (Returns(lambda x: (x, x)), TypeError, "tuple of 2", "Wrap it"),
+    "a model of a dict": (Returns(lambda x: {"logits": x}), TypeError, "dict of 1", "Wrap it"),
+    "a model of nothing": (Returns(lambda x: None), TypeError, "NoneType", "Wrap it"),
+    "a model of integers": (
+        Returns(lambda x: x.long()),
+        TypeError,
+        "torch.int64",
+        "floating point",
+    ),
+}
+CALLERS = {
+    "pgd": lambda model: lambda: pgd(model, *BATCH, epsilon=0.1, steps=1),
+    "pgd with restarts": lambda model: (
+        lambda: pgd(model, *BATCH, epsilon=0.1, steps=0, restarts=2, batch_size=4)
+    ),
+    "accuracy": lambda model: lambda: accuracy(model, *BATCH),
+    "robust_accuracy": lambda model: lambda: robust_accuracy(model, *BATCH, PGD(0.1)),
+    "robust_accuracy, any attack": (
+        lambda model: lambda: robust_accuracy(model, *BATCH, lambda m, x, y: x)
+    ),
+    "check_model": lambda model: lambda: check_model(model, BATCH[0]),
+}
+
+
+def attacked(attack):
+    """Robust accuracy by a custom attack, of a model that is right on every image."""
+    model = Returns(lambda x: nn.functional.one_hot(LABELS[: len(x)], 16) + 0 * x)
+    return lambda: robust_accuracy(model, *BATCH, attack)
+
+
 SAMPLERS = {tree: CaseSampler(LABELS, 6, tree=tree) for tree in (False, True)}
 
 # what is wrong: (the call, the error, the value seen, what is allowed)
@@ -113,29 +167,47 @@ TABLE = {
         "torch.float16",
         "float32 or float64",
     ),
+    "a pixel above 1 by rounding": (attack(images(1 + 2**-23)), ValueError, "1.00000012", "clamp"),
+    "a pixel below 0 by rounding": (
+        attack(images(-1e-8)),
+        ValueError,
+        "-9.99999994e-09",
+        "clamp(0, 1)",
+    ),
     "images as arrays": (attack(images().numpy()), TypeError, "ndarray", "tensors"),
     "one image without batch": (attack(images()[0]), ValueError, "(1, 4, 4)", "(B, C, H, W)"),
     "a NaN pixel, early stop": (attack(images(NAN), early_stop=True), ValueError, "nan", "[0, 1]"),
     # labels
     "a label of -100": (labels(0, 1, -100, 0), ValueError, "-100", "0..K-1"),
     "a label of -1": (labels(0, 1, -1, 0), ValueError, "-1", "0..K-1"),
-    "a label of K": (labels(0, 1, 3, 0), ValueError, "labels up to 3", "0..K-1"),
+    "a label of K": (labels(0, 1, 3, 0), ValueError, "label is 3", "0..2"),
     "a label of K, early stop": (
         attack(y=torch.tensor([0, 1, 3, 0]), early_stop=True),
         ValueError,
-        "labels up to 3",
-        "0..K-1",
+        "label is 3",
+        "0..2",
     ),
     "float labels": (labels(0.0, 1.0, 2.0, 0.0), TypeError, "torch.float32", "integers in 0..K-1"),
     "boolean labels": (labels(True, False, True, True), TypeError, "torch.bool", "integers"),
     "a label too few": (labels(0, 1, 2), ValueError, "(3,)", "(B,)"),
     "one-hot labels": (attack(y=torch.eye(4, dtype=torch.long)), ValueError, "(4, 4)", "(B,)"),
     # the model
-    "a model of one number": (
-        lambda: pgd(nn.Flatten(0), images(), LABELS[:4], epsilon=0.1, steps=1),
+    **{
+        f"{what}, by {caller}": (call(model), error, seen, allowed)
+        for what, (model, error, seen, allowed) in MODELS.items()
+        for caller, call in CALLERS.items()
+    },
+    "logits that are detached": (
+        lambda: pgd(Returns(lambda x: x.detach()), images(), LABELS[:4], epsilon=0.1, steps=1),
         ValueError,
-        "(64,)",
-        "(B, K)",
+        "no gradient",
+        "attack that needs none",
+    ),
+    "images that are detached": (
+        lambda: robust_accuracy(Returns(lambda x: 0 * BIAS + x.detach()), *BATCH, PGD(0.1)),
+        ValueError,
+        "no gradient",
+        "attack that needs none",
     ),
     # the attack
     "a negative epsilon": (attack(epsilon=-0.1), ValueError, "-0.1", "at least 0"),
@@ -450,6 +522,55 @@ TABLE = {
         "label is 5",
         "0..2",
     ),
+    "accuracy in batches of 0": (
+        lambda: accuracy(MODEL, *BATCH, batch_size=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
+    "robust accuracy in batches of 0": (
+        lambda: robust_accuracy(MODEL, *BATCH, PGD(), batch_size=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
+    "robust accuracy without a seed": (
+        lambda: robust_accuracy(MODEL, *BATCH, PGD(), seed=None),
+        ValueError,
+        "None",
+        "integer",
+    ),
+    "check_model of nothing": (
+        lambda: check_model(MODEL, images()[:0]),
+        ValueError,
+        "no images",
+        "judge",
+    ),
+    "an attack that returns one image": (
+        attacked(lambda m, x, y: x[:1]),
+        ValueError,
+        "(1, 1, 4, 4)",
+        "(4, 1, 4, 4)",
+    ),
+    "an attack that returns NaN": (attacked(lambda m, x, y: x * NAN), ValueError, "NaN", "[0, 1]"),
+    "an attack that returns doubles": (
+        attacked(lambda m, x, y: x.double()),
+        TypeError,
+        "torch.float64",
+        "the same",
+    ),
+    "an attack that returns nothing": (
+        attacked(lambda m, x, y: None),
+        TypeError,
+        "NoneType",
+        "tensor",
+    ),
+    "an attack that returns two things": (
+        attacked(lambda m, x, y: (x, y)),
+        TypeError,
+        "tuple",
+        "tensor",
+    ),
     "robust accuracy, a NaN pixel": (
         lambda: robust_accuracy(MODEL, images(NAN), LABELS[:4], PGD()),
         ValueError,
@@ -605,11 +726,51 @@ TABLE = {
         "(128, 1, 7, 8)",
         "(128, 1, 8, 8)",
     ),
+    "an optimizer of another model": (
+        training(optimizer=torch.optim.SGD(MODEL.parameters(), 0.1)),
+        ValueError,
+        "4 of the optimizer's 4 parameters",
+        "model.parameters()",
+    ),
+    "a scheduler of another optimizer": (
+        training(scheduler=torch.optim.lr_scheduler.StepLR(torch.optim.SGD([WEIGHT], 0.1), 2)),
+        ValueError,
+        "another optimizer",
+        "is given",
+    ),
+    "a scheduler that wants a metric": (
+        training(
+            scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([WEIGHT], 0.1))
+        ),
+        TypeError,
+        "ReduceLROnPlateau",
+        "steps without arguments",
+    ),
+    "an optimizer that wants a closure": (
+        training(optimizer=torch.optim.LBFGS([WEIGHT])),
+        TypeError,
+        "LBFGS",
+        "steps without",
+    ),
+    "no seed of a training": (training(seed=None), ValueError, "None", "integer of at least 0"),
+    "a negative seed": (training(seed=-1), ValueError, "-1", "integer of at least 0"),
+    "negative iterations": (training(iterations=-3), ValueError, "-3", "at least 0"),
+    "iterations as a float": (training(iterations=1e3), ValueError, "1000.0", "an integer"),
+    "a negative evaluate_every": (training(evaluate_every=-5), ValueError, "-5", "at least 0"),
+    "an evaluation of nothing": (training(evaluation_size=0), ValueError, "0", "at least 1"),
     "a state of other data": (
-        lambda: training()().load_state_dict({"seen": torch.zeros(5)}),
+        lambda: training()().load_state_dict(
+            training()().state_dict() | {"seen": torch.zeros(5, dtype=torch.bool)}
+        ),
         ValueError,
         "5 training images",
         "1437",
+    ),
+    "a state that is none": (
+        lambda: training()().load_state_dict({"seen": torch.zeros(5)}),
+        ValueError,
+        "lacks made_of, model",
+        "state_dict()",
     ),
 }
 

@@ -1,15 +1,17 @@
 """Every number on the claims page and in the README is recomputed from the tables, plainly."""
 
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from catlib.lab import claims, compare, pages, summaries
-from catlib.lab.paper import PAPER
-from catlib.lab.paths import README, RESULTS
+from catlib.lab.paper import PAPER, paper_table
+from catlib.lab.paths import NOTEBOOKS, README, RESULTS
 
 TABLES = summaries.load_tables(RESULTS)
 measured = pytest.mark.skipif(
@@ -47,66 +49,68 @@ def test_the_pages_are_those_that_the_tables_give():
         )
 
 
+def t_interval(values):
+    """Mean and ends of the 95 % interval, by scipy's own interval."""
+    error = stats.sem(values)
+    if error == 0:
+        return np.mean(values), np.mean(values), np.mean(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), error)
+    return np.mean(values), low, high
+
+
+def sign_flips(values):
+    """The p of the sign-flip test: all signs, counted."""
+    signs = np.array(list(product((-1, 1), repeat=len(values))))
+    means = np.abs((signs * np.asarray(values)).mean(axis=1))
+    return (means >= abs(np.mean(values)) - 1e-12).mean()
+
+
+def part_of(row):
+    """The rows of a table that a row of summary.csv or final.csv is about."""
+    table = TABLES[row.table]
+    if row.sampling_number == row.sampling_number:
+        table = table[table.sampling_number == row.sampling_number]
+    return table
+
+
 @measured
 def test_every_ratio_of_the_summary_is_recomputed_from_the_records():
+    """Ratio, interval and p, by other means; in iterations, the other two costs follow them."""
     summary = pd.read_csv(RESULTS / "summary.csv", comment="#")
     assert len(summary)
-    for row in summary.itertuples():
-        table = TABLES[row.table]
-        if row.sampling_number == row.sampling_number:
-            table = table[table.sampling_number == row.sampling_number]
-        pairs = ratios(table, row.baseline, row.arm, row.metric, row.level / 100, row.cost)
+    for row in summary[summary.cost != "passes"].itertuples():
+        pairs = ratios(part_of(row), row.baseline, row.arm, row.metric, row.level / 100, row.cost)
         assert row.pairs == len(pairs)
         if pairs:
             assert row.ratio == pytest.approx(np.exp(np.mean(np.log(pairs))), abs=6e-4)
         if len(pairs) > 1:
-            assert min(pairs) - 1e-3 <= row.low <= row.ratio + 1e-3
-            assert row.ratio - 1e-3 <= row.high <= max(pairs) + 1e-3
-
-
-@measured
-def test_the_intervals_are_those_of_an_exact_bootstrap():
-    """With at most five pairs all resamples can be counted: n^n of them."""
-    summary = pd.read_csv(RESULTS / "summary.csv", comment="#")
-    checked = 0
-    for row in summary[(summary.cost == "iteration") & summary.pairs.between(2, 5)].itertuples():
-        table = TABLES[row.table]
-        if row.sampling_number == row.sampling_number:
-            table = table[table.sampling_number == row.sampling_number]
-        logs = np.log(
-            ratios(table, row.baseline, row.arm, row.metric, row.level / 100, "iteration")
-        )
-        n = len(logs)
-        means = np.sort(logs[np.indices((n,) * n).reshape(n, -1)].mean(0))
-        # 10,000 drawn resamples put a tail of 2.5 % between 2 % and 3 %
-        for value, tail in ((row.low, 0.025), (row.high, 0.975)):
-            low, high = np.exp(
-                np.quantile(means, [tail - 0.005, tail + 0.005], method="inverted_cdf")
-            )
-            assert low - 1e-3 <= value <= high + 1e-3
-        checked += 1
-    assert checked
+            _, low, high = np.exp(t_interval(np.log(pairs)))
+            assert row.low == pytest.approx(low, abs=6e-4, rel=1e-6)
+            assert row.high == pytest.approx(high, abs=6e-4, rel=1e-6)
+            assert row.p == pytest.approx(sign_flips(np.log(pairs)), abs=6e-4)
 
 
 @measured
 def test_where_each_arm_stood_at_the_end_is_recomputed():
     final = pd.read_csv(RESULTS / "final.csv", comment="#")
     for row in final.itertuples():
-        table = TABLES[row.table]
-        if row.sampling_number == row.sampling_number:
-            table = table[table.sampling_number == row.sampling_number]
-        ends = {}
+        table = part_of(row)
+        ends, failed = {}, 0
         for (arm, seed), run in table[table.arm.isin([row.baseline, row.arm])].groupby(
             ["arm", "seed"]
         ):
-            ends[arm, seed] = run.sort_values("iteration").robust_accuracy.iloc[-1]
+            last = run.sort_values("iteration").iloc[-1]
+            ends[arm, seed] = last.robust_accuracy
+            failed += arm == row.arm and last.accuracy < 0.2
         mine = [value for (arm, _), value in ends.items() if arm == row.arm]
         assert row.robust_accuracy == pytest.approx(np.mean(mine), abs=6e-5)
         assert row.robust_accuracy_sd == pytest.approx(np.std(mine, ddof=1), abs=6e-5)
         both = [seed for arm, seed in ends if arm == row.arm and (row.baseline, seed) in ends]
-        assert row.difference == pytest.approx(
-            np.mean([ends[row.arm, seed] - ends[row.baseline, seed] for seed in both]), abs=6e-5
-        )
+        gaps = [ends[row.arm, seed] - ends[row.baseline, seed] for seed in both]
+        found = (row.difference, row.low, row.high)
+        assert found == pytest.approx(t_interval(gaps), abs=6e-5)
+        assert row.p == pytest.approx(sign_flips(gaps), abs=6e-5)
+        assert row.did_not_learn == failed
 
 
 @measured
@@ -171,27 +175,99 @@ def test_the_cells_of_tables_1_and_2_are_recomputed():
 
 
 @measured
-def test_the_difference_at_the_end_in_the_verdict_is_recomputed():
-    """By PGD-20 with restarts, CAT - AT in points, paired by seed."""
+def test_the_difference_at_the_end_in_the_findings_is_recomputed():
+    """By PGD-20 with restarts, CAT - AT in points, paired by seed; for both sizes of epsilon."""
     said = re.findall(
-        r"robust accuracy differs by ([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\] points",
+        r"(?:CAT's robust accuracy differs by|the difference at the end) "
+        r"([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\] points, p ([\d.]+\d)",
         pages.findings(TABLES),
     )
     there = [name for name in ("cpu_mnist_tables", "cpu_mnist_tables_0.3") if name in TABLES]
     assert len(said) == len(there) > 0
-    for name, (mean, low, high) in zip(there, said, strict=True):
-        last = (
-            TABLES[name]
-            .dropna(subset="final_robust_accuracy")
-            .set_index(["arm", "seed"])
-            .final_robust_accuracy
+    for name, numbers in zip(there, said, strict=True):
+        gaps = final_gaps(TABLES[name], "CAT", "AT")
+        expected = (*t_interval(gaps), sign_flips(gaps))
+        tolerance = (0.051, 0.051, 0.051, 0.0051)
+        for shown, exact, within in zip(numbers, expected, tolerance, strict=True):
+            assert float(shown) == pytest.approx(exact, abs=within)
+
+
+def final_gaps(table, arm, baseline):
+    """Differences of the final robust accuracies by seed, in points."""
+    last = table.dropna(subset="final_robust_accuracy").set_index(["arm", "seed"])
+    last = last.final_robust_accuracy
+    return 100 * (last[arm] - last[baseline]).dropna().to_numpy()
+
+
+@measured
+def test_the_cheap_rival_is_said_together_with_what_it_loses():
+    """In one sentence: how many fewer passes, why, and the robust accuracy at the end."""
+    sentence = next(
+        line for line in pages.findings(TABLES).splitlines() if line.startswith("- **Cheaper")
+    )
+    factor = re.search(r"by a factor of ([\d.]+) \[", sentence)
+    loss = re.search(r"differs from AT by ([-+][\d.]+) \[", sentence)
+    assert "2 passes an example instead of 11" in sentence
+    gaps = final_gaps(TABLES["cpu_mnist_cheap"], "N-FGSM", "AT")
+    assert float(loss[1]) == pytest.approx(gaps.mean(), abs=0.051)
+    logs = []
+    for level in (0.5, 0.6, 0.7, 0.8):  # those that every run of both reached
+        pairs = ratios(
+            TABLES["cpu_mnist_cheap"], "CAT", "N-FGSM", "robust_accuracy", level, "passes"
         )
-        gaps = 100 * (last["CAT"] - last["AT"]).dropna().to_numpy()
-        assert float(mean) == pytest.approx(gaps.mean(), abs=0.051)
-        means = np.sort(gaps[np.indices((len(gaps),) * len(gaps)).reshape(len(gaps), -1)].mean(0))
-        for value, tail in ((low, 0.025), (high, 0.975)):
-            around = np.quantile(means, [tail - 0.005, tail + 0.005], method="inverted_cdf")
-            assert around[0] - 0.051 <= float(value) <= around[1] + 0.051
+        assert len(pairs) == TABLES["cpu_mnist_cheap"].seed.nunique()
+        logs.append(np.log(pairs))
+    assert float(factor[1]) == pytest.approx(np.exp(np.mean(logs)), abs=0.051)
+
+
+@measured
+def test_the_readme_says_what_the_findings_say():
+    """The three sentences on the README: the verdict's word, and the two numbers of the rival."""
+    front = pages.front(TABLES)
+    long = pages.findings(TABLES)
+    word = re.search(r"that CAT is faster is ([a-z ]+)\.", long)[1]
+    assert f"robust sooner is **{word}** on MNIST" in front
+    bounds = re.search(r"CAT at most \d+ % faster or \d+ % slower", long)
+    assert bounds is None or bounds[0] in front
+    gaps = final_gaps(TABLES["cpu_mnist_cheap"], "N-FGSM", "AT")
+    ends = re.search(r"ends ([\d.]+) points (lower|higher)", front)
+    assert float(ends[1]) == pytest.approx(abs(gaps.mean()), abs=0.051)
+    assert ends[2] == ("lower" if gaps.mean() < 0 else "higher")
+    factor = float(re.search(r"by a factor of ([\d.]+) \[", long)[1])
+    assert f"takes {factor:.0f} times fewer" in front
+
+
+@measured
+def test_every_verdict_is_one_of_five_words():
+    words = {"holds", "holds in part", "not shown", "contradicted", "not tested"}
+    checked = 0
+    for claim in claims.all_claims():
+        for answer in claims.answers(claim, TABLES).values():
+            assert answer.verdict.word in words
+            assert answer.verdict.remark or answer.verdict.word not in (
+                "not shown",
+                "holds in part",
+            )
+            checked += 1
+    assert checked
+
+
+@measured
+def test_the_two_pages_say_the_same_about_a_claim():
+    """Every row of docs/tables.md is part of that claim's row on the claims page."""
+    printed = pages.printed_tables(TABLES)
+    page = pages.claims_page(TABLES)
+    for claim in claims.cell_claims():
+        best = next((table for table in claim.tables if table in TABLES), None)
+        if best is None:
+            continue
+        verdict = str(claims.answer(claim, TABLES[best], best).verdict)
+        of_page, of_printed = (
+            next(line for line in text.splitlines() if f"| {claim.text} |" in line)
+            for text in (page, printed)
+        )
+        assert of_printed.endswith(f"| {verdict} |")
+        assert verdict in of_page
 
 
 def test_every_claim_has_a_row_and_an_open_one_the_command_that_fills_it():
@@ -201,7 +277,7 @@ def test_every_claim_has_a_row_and_an_open_one_the_command_that_fills_it():
         for name in claim.tables:
             piece = summaries.piece_of(name)
             assert name in TABLES or piece.command in page
-    for name in re.findall(r"\*\*open\*\*.*?: \[`(\S+?)`\]", page):
+    for name in re.findall(r"\*\*not tested\*\*[^|]*?: \[`(\S+?)`\]", page):
         assert f"- `{name}`." in page
 
 
@@ -227,28 +303,62 @@ def records(at, cat, seeds=5):
 
 
 @pytest.mark.parametrize(
-    ("at", "cat", "said"),
-    [(100, 50, "CAT faster"), (50, 100, "CAT slower"), (100, 100, "no difference shown")],
+    ("at", "cat", "word"),
+    [(100, 50, "holds"), (50, 100, "contradicted"), (100, 100, "not shown")],
 )
-def test_a_verdict_follows_the_numbers(at, cat, said):
-    cell = claims.cell(records(at, cat), None, "robust_accuracy", 50, 2.0)
-    assert cell.verdict.startswith(said)
-    sentence = pages.findings({"cpu_mnist_tables": records(at, cat)})
-    assert {"CAT faster": "fewer iterations", "CAT slower": "more iterations"}.get(
-        said, "no difference"
-    ) in sentence
+def test_a_verdict_follows_the_numbers(at, cat, word):
+    table = records(at, cat, seeds=6)
+    assert claims.cell(table, None, "robust_accuracy", 50, at / cat).verdict.word == word
+    sentence = pages.findings({"cpu_mnist_tables": table})
+    assert f"that CAT is faster is {word}." in sentence
+
+
+def test_a_printed_ratio_outside_the_interval_is_said():
+    table = records(100, 50, seeds=6)
+    verdict = claims.cell(table, None, "robust_accuracy", 50, 5.0).verdict
+    assert verdict.word == "holds in part"
+    assert "the printed 5.00 lies outside the interval" in verdict.remark
 
 
 def test_two_seeds_prove_nothing_and_three_little():
     two, three = (records(100, 50, seeds=seeds) for seeds in (2, 3))
-    assert claims.cell(two, None, "robust_accuracy", 50, 2.0).verdict == "too few seeds to say"
-    assert "a lead, no proof" in claims.cell(three, None, "robust_accuracy", 50, 2.0).verdict
+    verdict = claims.cell(two, None, "robust_accuracy", 50, 2.0).verdict
+    assert verdict == compare.Verdict("not shown", "2 pairs of seeds are too few")
+    assert "a lead" in claims.cell(three, None, "robust_accuracy", 50, 2.0).verdict.remark
+
+
+@pytest.mark.parametrize(
+    ("gap", "word"), [(-0.01, "holds"), (-0.08, "contradicted"), (-0.02, "not shown")]
+)
+def test_competitive_means_no_worse_than_a_margin(gap, word):
+    rng = np.random.default_rng(0)
+    table = records(100, 100, seeds=8)
+    noise = rng.normal(0, 0.004, len(table))
+    table["robust_accuracy"] += noise + gap * (table.arm == "CAT")
+    answer = claims.competitive(table, None, "AT", "CAT", margin=0.02)
+    assert answer.verdict.word == word
+
+
+def test_a_level_that_is_best_at_the_end_of_the_range_is_no_peak():
+    parts = []
+    for number, share in ((32, 0.6), (64, 0.7), (128, 0.8)):
+        table = records(50, 50, seeds=6).assign(sampling_number=number)
+        table["robust_accuracy"] = share + 0.001 * table.seed
+        parts.append(table)
+    rising = claims.peak(pd.concat(parts), None).verdict
+    assert rising.word == "not shown" and "no threshold" in rising.remark
+    parts[2]["robust_accuracy"] -= 0.3
+    fallen = claims.peak(pd.concat(parts), None).verdict
+    assert (fallen.word, fallen.remark) == ("holds", "at k = 64")
+    parts[2]["robust_accuracy"] += 0.2  # the same as k = 64: a tie
+    tied = claims.peak(pd.concat(parts), None).verdict
+    assert tied.word == "not shown"
 
 
 def test_a_changed_number_in_a_table_changes_the_page():
     slow, fast = ({"cpu_mnist_tables": records(100, cat)} for cat in (90, 50))
     assert pages.claims_page(slow) != pages.claims_page(fast)
-    assert pages.readme_results(slow) != pages.readme_results(fast)
+    assert pages.printed_tables(slow) != pages.printed_tables(fast)
 
 
 def test_the_audit_counts_within_the_printed_iterations_alone():
@@ -259,6 +369,16 @@ def test_the_audit_counts_within_the_printed_iterations_alone():
     assert not rows.loc[("AT", 90), "reached on test"]
     assert rows.loc[("CAT", 90), "reached on test"]
     assert not rows.loc[("CAT", 90), "reached in training"]
+    assert rows.loc[("CAT", 90), "clean"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("clean", "word"), [(0.96, "not shown"), (0.99, "holds in part")])
+def test_a_level_reached_where_the_attack_costs_nothing_reproduces_nothing(clean, word):
+    table = records(70, 70).assign(accuracy=clean)
+    table["robust_accuracy"] += 0.32
+    verdict, numbers = compare.audit_verdict(compare.audit(table, "mnist"))
+    assert verdict.word == word
+    assert bool(numbers["harmless"]) == (word == "not shown")
 
 
 def test_every_claim_names_a_measure_and_says_what_it_found():
@@ -267,3 +387,85 @@ def test_every_claim_names_a_measure_and_says_what_it_found():
     for claim in claims.all_claims():
         assert claim.measure in claims.MEASURES
         assert hasattr(macros, claim.measure)
+
+
+# ----- what the notebooks print of the study is what the page says
+
+
+def printed(notebook):
+    """All that an executed notebook prints, without the tags of its tables."""
+    path = next(NOTEBOOKS.glob(f"{notebook}_*.ipynb"))
+    parts = []
+    for cell in nbformat.read(path, 4).cells:
+        for output in cell.get("outputs", []):
+            parts.append(output.get("text", ""))
+            parts += [str(output.get("data", {}).get(f"text/{kind}", "")) for kind in KINDS]
+    text = re.sub(r"<[^>]+>", " ", "\n".join(parts))
+    return re.sub(r"\s+", " ", text)
+
+
+KINDS = ("plain", "markdown", "html")
+
+
+def verdict_of(measure, table):
+    """What the page says to the claim that this measure answers from this table."""
+    found = [
+        claims.answer(claim, TABLES[table], table).verdict
+        for claim in claims.all_claims()
+        if claim.measure == measure and table in claim.tables
+    ]
+    assert len(set(found)) == 1
+    return str(found[0])
+
+
+@measured
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_notebook_05_says_what_the_page_says(dataset):
+    text = printed("05")
+    similar = TABLES[f"cpu_{dataset}_similarity"]
+    found = compare.similar_predictions(similar[similar.arm == "AT"])
+    row = f"{dataset} {found['similarity']:.3f} {found['control']:.3f} "
+    assert row + verdict_of("neighbours_alike", f"cpu_{dataset}_similarity") in text
+    rule = f"{dataset}, the study, drawn by AT"
+    verdict = verdict_of("old_weights", f"cpu_{dataset}_similarity_staleness")
+    assert re.search(rf"{rule} \d+\+ -?[\d.]+ {re.escape(verdict)}", text)
+
+
+@measured
+def test_notebook_06_says_who_was_ahead_by_the_same_rule():
+    text = printed("06")
+    there = [name for name in TABLES if "_tables" in name]
+    assert there
+    for name in there:
+        levels = claims.levels_of(summaries.piece_of(name))
+        ahead = compare.who_was_ahead(compare.speed_table(TABLES[name], levels))
+        assert ahead in text
+
+
+@measured
+def test_notebook_07_says_the_same_of_a_peak():
+    table = "cpu_mnist_sampling_number"
+    assert f"{table}, a peak after equal iterations: {verdict_of('peak', table)}" in printed("07")
+
+
+@measured
+def test_notebook_08_prints_the_audit_of_the_page():
+    """The same word and number in every cell, the same verdict, and the printed ratios of 06."""
+    text = printed("08")
+    name = "cpu_mnist_audit"
+    rows = claims.audit(TABLES[name], summaries.piece_of(name))
+    page = pages.claims_page(TABLES)
+    for arm, part in rows.groupby("arm"):
+        words = [
+            f"{'yes' if row['reached on test'] else 'no'} ({100 * row.test:.1f} %"
+            for _, row in part.iterrows()
+        ]
+        assert f"{arm} {') '.join(words)})" in text
+        line = next(line for line in page.splitlines() if line.startswith(f"| {arm} | {words[0]}"))
+        assert all(word in line for word in words)
+    assert f"within the printed iterations: {verdict_of('printed_reached', name)}" in text
+    for dataset, metrics in PAPER.items():
+        for metric in metrics:
+            for level, row in paper_table(dataset, metric).iterrows():
+                at, cat = int(row["AT ticks"]), int(row["CAT ticks"])
+                assert f"{dataset} {metric} {level} {at} {cat} {row['AT/CAT']:.2f} " in text

@@ -1,12 +1,13 @@
 """Tables and curves against numbers worked out by hand on small synthetic records."""
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from catlib.lab import compare, paper
+from catlib.lab import compare, pages, paper
 
 
 def records(*runs, every=10):
@@ -93,7 +94,7 @@ def parts(estimate):
 def test_ratio_is_the_geometric_mean_and_symmetric():
     value, low, high = parts(compare.ratio([10, 40], [10, 10]))
     assert value == pytest.approx(2)
-    assert (low, high) == pytest.approx((1, 4))
+    assert low * high == pytest.approx(2 * 2)  # the same factor below and above
     turned = parts(compare.ratio([10, 10], [10, 40]))
     assert turned == pytest.approx((1 / value, 1 / high, 1 / low))
 
@@ -118,39 +119,196 @@ def test_difference_is_of_the_seeds_of_both():
     assert gap.as_points() == "+10.0 [+10.0, +10.0]"
 
 
-def test_bootstrap_interval_of_three_pairs_is_their_range():
-    # all three draws the smallest: 1 in 27, more than the tail of 2.5 %
-    assert parts(compare.ratio([10, 20, 40], [10, 10, 10]))[1:] == pytest.approx((1, 4))
+def test_the_interval_is_students_t_on_logarithms():
+    """By the formula, with t_{0.975} of 4 degrees of freedom from a printed table."""
+    first, second = [10, 20, 40, 30, 30], [10, 10, 10, 10, 30]
+    logs = np.log(np.divide(first, second))
+    reach = 2.776 * logs.std(ddof=1) / math.sqrt(5)
+    value, low, high = parts(compare.ratio(first, second))
+    assert value == pytest.approx(np.exp(logs.mean()))
+    assert (low, high) == pytest.approx(
+        (np.exp(logs.mean() - reach), np.exp(logs.mean() + reach)), rel=1e-3
+    )
 
 
-def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    covered, trials = 0, 400
-    for _ in range(trials):
-        interval = compare.mean_interval(rng.normal(0.3, 0.2, 25), resamples=500)
-        covered += interval.low <= 0.3 <= interval.high
-    # a percentile interval of 25 pairs covers about 93.5 %; four standard deviations are 5 %
-    assert 0.885 <= covered / trials <= 0.985
+@pytest.mark.parametrize("count", [3, 5, 8])
+def test_the_p_of_sign_flips_counts_all_signs(count):
+    values = np.random.default_rng(count).normal(0.5, 1, count)
+    signs = np.array(list(itertools.product((-1, 1), repeat=count)))
+    means = (signs * values).mean(axis=1)
+    as_far = (np.abs(means) >= abs(values.mean()) - 1e-12).mean()
+    assert compare.mean_interval(values).p == pytest.approx(as_far)
 
 
-def test_who_was_ahead_counts_levels_and_intervals():
-    base = {"AT": 1.0, "CAT": 1.0}
+def test_five_seeds_that_agree_have_a_p_of_six_percent_and_a_caveat():
+    five, six = (compare.mean_interval(np.linspace(1, 2, count)) for count in (5, 6))
+    assert five.p == pytest.approx(2 / 2**5)
+    assert six.p == pytest.approx(2 / 2**6)
+    assert "a lead" in compare.judged(five, "").remark
+    assert compare.judged(six, "") == compare.Verdict(compare.HOLDS)
+
+
+def test_a_side_is_shown_only_where_both_tests_agree():
+    # the interval excludes zero, but one value of five lies on the other side
+    estimate = compare.mean_interval([-0.05, 1.0, 1.1, 0.9, 1.2])
+    assert estimate.low > 0
+    assert estimate.p > 1 / 16
+    assert estimate.side() == "across"
+    assert compare.judged(estimate, "x").word == compare.NOT_SHOWN
+
+
+def coverage(values, truth):
+    """How often the library's intervals, one for each row of ``values``, cover the truth."""
+    found = [compare.mean_interval(row) for row in values]
+    return np.mean([one.low <= truth <= one.high for one in found])
+
+
+@pytest.fixture
+def without_sign_flips(monkeypatch):
+    """The interval alone, since the exact test takes most of the time."""
+    monkeypatch.setattr(compare, "sign_flip_p", lambda values: math.nan)
+
+
+# 10,000 intervals: four standard deviations of a coverage of 95 % are 0.9 points
+@pytest.mark.parametrize("pairs", [5, 8, 12])
+@pytest.mark.usefixtures("without_sign_flips")
+def test_the_interval_covers_the_truth_as_often_as_it_says(pairs):
+    rng = np.random.default_rng(pairs)
+    assert 0.93 <= coverage(rng.normal(0.1, 0.2, (10_000, pairs)), 0.1) <= 0.97
+
+
+@pytest.mark.parametrize("pairs", [5, 8, 12])
+@pytest.mark.usefixtures("without_sign_flips")
+def test_it_covers_as_often_in_ticks(pairs):
+    """Crossings after about 50 and 45 iterations, known to five iterations."""
+    rng = np.random.default_rng(pairs)
+    spread = rng.normal(0, 0.12, (2, 10_000, pairs))
+    at, cat = (np.ceil(mean * np.exp(s) / 5) * 5 for mean, s in zip((50, 45), spread, strict=True))
+    assert 0.93 <= coverage(np.log(at) - np.log(cat), math.log(50 / 45)) <= 0.97
+
+
+@pytest.mark.parametrize("pairs", [5, 8, 12])
+@pytest.mark.usefixtures("without_sign_flips")
+def test_what_becomes_of_it_when_one_seed_in_five_does_not_learn_is_what_the_page_says(pairs):
+    rng = np.random.default_rng(pairs)
+    failed = rng.random((10_000, pairs)) < 0.2
+    differences = rng.normal(0, 0.02, (10_000, pairs)) - 0.6 * failed
+    covered = 100 * coverage(differences, -0.6 * 0.2)
+    assert covered == pytest.approx(pages.COVERAGE["collapsing"][pairs], abs=2)
+
+
+def level(percent, ats, cats):
+    """A row of a speed table, from what AT and CAT took by seed; NaN did not arrive."""
+    took = [("AT", seed, cost) for seed, cost in enumerate(ats)]
+    took += [("CAT", seed, cost) for seed, cost in enumerate(cats)]
+    table = pd.DataFrame(took, columns=["arm", "seed", "iteration"])
+    return {"level": percent} | compare.speed_row(table, "iteration")
+
+
+def test_who_was_ahead_compares_only_levels_that_every_run_reached():
+    """CAT leads among the three seeds that got there; two of its runs never did."""
     table = pd.DataFrame(
         [
-            base | {"ratio": r, "low": lo, "high": hi}
-            for r, lo, hi in [
-                (1.5, 1.2, 1.9),
-                (1.1, 0.9, 1.3),
-                (1.0, 1.0, 1.0),
-                (0.8, 0.7, 0.9),
-                (math.nan,) * 3,
-            ]
+            level(50, [10, 11, 12, 13, 14, 15], [5, 6, 6, 6, 7, 8]),
+            level(60, [20] * 6, [20] * 6),
+            level(70, [60, 61, 62, 63, 64, 65], [30, 30, 31, math.nan, math.nan, 30]),
         ]
     )
     sentence = compare.who_was_ahead(table)
-    assert "ahead of AT at 2 of 4 levels, behind at 1, level at 1" in sentence
-    assert "excludes 1 at 2, in favour of CAT at 1;" in sentence and "AT/CAT 1.05" in sentence
-    assert "nothing can be compared" in compare.who_was_ahead(table.tail(1))
+    assert "reached 2 of 3 levels" in sentence
+    assert "ahead of AT at 1, behind at 0, tied at 1" in sentence
+    assert "One difference is clear, in favour of CAT." in sentence
+    assert "70 % was reached by AT 6/6, CAT 4/6 runs." in sentence
+    alone = compare.who_was_ahead(table.tail(1))
+    assert "no ratio is compared" in alone and "CAT 4/6" in alone
+
+
+def test_no_verdict_from_survivors():
+    row = pd.Series(level(70, [60, 61, 62, 63, 64, 65], [30, 30, 31, 30, 30, math.nan]))
+    verdict = compare.faster(row)
+    assert verdict.word == compare.NOT_SHOWN
+    assert "CAT 5/6" in verdict.remark
+    nobody = pd.Series(level(70, [60.0], [math.nan]))
+    assert compare.faster(nobody).word == compare.NOT_TESTED
+
+
+def test_one_ratio_for_all_levels_takes_those_that_every_run_reached():
+    """Two CAT runs that never reach 60 % would else enter by their fast half alone."""
+    table = records(
+        ("AT", 0, [0.1, 0.1, 0.5, 0.5, 0.6, 0.6]),
+        ("AT", 1, [0.1, 0.1, 0.5, 0.5, 0.6, 0.6]),
+        ("CAT", 0, [0.1, 0.1, 0.5, 0.5, 0.5, 0.5]),
+        ("CAT", 1, [0.6, 0.6, 0.6, 0.6, 0.6, 0.6]),
+    )
+    one = compare.overall(table, [0.5, 0.6])
+    assert (one.levels, one.left_out) == ((0.5,), (0.6,))
+    assert one.ratio.value == pytest.approx(math.sqrt(3))  # 30/30 and 30/10
+    none = compare.overall(table, [0.6])
+    assert none.levels == ()
+    assert compare.faster_overall(none).word == compare.NOT_SHOWN
+
+
+def test_a_verdict_says_how_large_the_effect_could_still_be():
+    estimate = compare.Estimate(0.99, 0.92, 1.06, 8, 0.7)
+    verdict = compare.judged(estimate, compare.how_much_faster(estimate), null=1)
+    assert str(verdict) == "not shown (CAT at most 6 % faster or 8 % slower)"
+    gap = compare.Estimate(-0.01, -0.021, 0.003, 8, 0.2)
+    assert compare.how_much_better(gap) == "CAT at most 0.3 points better or 2.1 worse"
+    shown = compare.Estimate(1.05, 1.02, 1.08, 8, 0.01)
+    assert compare.how_much_faster(shown) == "CAT between 2 and 8 % faster"
+    doubted = compare.Estimate(1.05, 1.02, 1.08, 8, 0.12)
+    assert compare.how_much_faster(doubted).endswith("but p is 0.12")
+
+
+def test_runs_that_did_not_learn_are_counted_and_nothing_is_concluded_from_them():
+    rows = [("AT", seed, 0.9, 0.8) for seed in range(6)]
+    rows += [("CAT", seed, 0.9, 0.7 - 0.01 * seed) for seed in range(5)]
+    rows += [("CAT", 5, 0.12, 0.1)]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "accuracy", "robust_accuracy"])
+    last = compare.ends(table.assign(iteration=1))
+    assert compare.did_not_learn(last).to_dict() == {"AT": 0, "CAT": 1}
+    _, verdict = compare.better(last, "robust_accuracy", "AT", "CAT")
+    assert str(verdict) == "not shown (runs that did not learn: AT 0 of 6, CAT 1 of 6)"
+
+
+@pytest.mark.parametrize(
+    ("mean", "control", "word"),
+    [(0.999, 0.998, "not shown"), (0.95, 0.8, "holds"), (0.7, 0.4, "holds in part")],
+)
+def test_similarity_counts_in_the_second_half_and_above_its_control(mean, control, word):
+    early = {"mean": 0.5, "control": 0.1}  # the untrained start
+    late = {"mean": mean, "control": control}
+    rows = [
+        {"gap": 1, "start": "fresh", "iteration": i, "agreement": 1.0, "success": 0.5}
+        | (late if i > 5 else early)
+        for i in range(1, 11)
+    ]
+    found = compare.similar_predictions(pd.DataFrame(rows))
+    assert found["similarity"] == pytest.approx(mean)
+    assert found["verdict"].word == word
+
+
+@pytest.mark.parametrize(
+    ("correlation", "spread", "one_pass", "word"),
+    [
+        (0.8, 0.02, 20, "holds"),
+        (0.71, 0.3, 20, "not shown"),  # above 0.7, but the seeds lie far apart
+        (0.71, 0.02, 20, "holds in part"),
+        (0.1, 0.02, 20, "contradicted"),
+        (0.8, 0.02, 400, "not tested"),  # so old a weight was never seen
+    ],
+)
+def test_old_weights_are_judged_at_the_age_that_matters(correlation, spread, one_pass, word):
+    rows = [
+        {"alpha": 0.5, "seed": seed, "iteration": iteration, "age": age}
+        | {"within_class": (correlation if age == 20 else 0.95) + spread * (seed - 2)}
+        for seed in range(5)
+        for iteration in (10, 40)
+        for age in (5, 20)
+    ]
+    found = compare.old_weights(pd.DataFrame(rows), one_pass)
+    assert found["verdict"].word == word
+    assert found["age"] == 20
 
 
 def test_paper_times_are_whole_multiples_of_one_tick():

@@ -2,7 +2,9 @@
 
 import copy
 import math
+import signal
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -160,6 +162,144 @@ def test_judged_in_full_precision_under_autocast(classifier, digits):
     assert dtypes == {torch.float32}
 
 
+# models that fail
+
+
+class Wrapped(nn.Module):
+    """``change(model, x)`` in the place of a model."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model = model
+        self.change = change
+
+    def forward(self, x):
+        return self.change(self.model, x)
+
+
+def nan_gradient(model, x):
+    """The model's own logits, bit for bit; but the gradient is 0 times infinity."""
+    return model(x) + 0 * torch.sqrt(0 * x).sum((1, 2, 3))[:, None]
+
+
+def nan_logits(model, x):
+    return model(x) * math.nan
+
+
+def infinite_logits(model, x):
+    return torch.where(model(x) > 0, math.inf, 0.0)
+
+
+def test_a_gradient_of_nan_is_never_robust(classifier, digits):
+    images, labels = digits.test(slice(100))
+    model = Wrapped(classifier, nan_gradient).eval()
+    assert torch.equal(model(images), classifier(images))
+    assert accuracy(model, images, labels) == accuracy(classifier, images, labels) > 0.5
+    assert robust_accuracy(model, images, labels, PGD(0.0, steps=1)) == 0
+
+
+@pytest.mark.parametrize("change", [nan_logits, infinite_logits])
+def test_logits_that_are_not_finite_are_never_right(classifier, digits, change):
+    images, _ = digits.test(slice(50))
+    model = Wrapped(classifier, change).eval()
+    labels = model(images).nan_to_num(0).argmax(1)  # whatever argmax says must not count
+    assert accuracy(model, images, labels) == 0
+    assert robust_accuracy(model, images, labels, PGD(0.0, steps=1)) == 0
+    assert robust_accuracy(model, images, labels, lambda model, x, y: x) == 0
+
+
+def test_logits_of_an_attacked_image_that_are_not_finite_are_not_right(classifier, digits):
+    images, labels = digits.test(slice(50))
+    model = Wrapped(classifier, lambda m, x: torch.where(x.amax() > 1, math.nan, m(x))).eval()
+    assert robust_accuracy(model, images, labels, lambda model, x, y: x) > 0.5
+    assert robust_accuracy(model, images, labels, lambda model, x, y: x + 1) == 0
+
+
+def test_a_model_that_works_in_place_changes_no_image(classifier, digits):
+    images, labels = digits.test(slice(50))
+    shifted = Wrapped(classifier, lambda model, x: model(x.add_(0.25).sub_(0.25))).eval()
+    before = images.clone()
+    assert accuracy(shifted, images, labels) == accuracy(classifier, images, labels)
+    for attack in (lambda model, x, y: x, lambda model, x, y: x.clamp_(0.1, 0.9)):
+        robust_accuracy(shifted, images, labels, attack)
+        robust_accuracy(classifier, images, labels, attack)
+    assert torch.equal(images, before)
+
+
+def test_an_attack_that_works_in_place_is_judged_by_what_it_returns(classifier, digits):
+    images, labels = digits.test(slice(50))
+
+    def in_place(model, x, y):
+        return x.clamp_(0.3, 0.6)
+
+    def apart(model, x, y):
+        return x.clamp(0.3, 0.6)
+
+    assert robust_accuracy(classifier, images, labels, in_place) == robust_accuracy(
+        classifier, images, labels, apart
+    )
+
+
+# Ctrl-C and threads
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "PGD", "another attack"])
+def test_ctrl_c_anywhere_leaves_the_model_as_found(
+    conv_net, snapshot, interrupted_everywhere, global_rng_untouched, kind
+):
+    model = conv_net().train()
+    model.frozen_norm.eval()
+    images = torch.rand(3, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    labels = copy.deepcopy(model).eval()(images).argmax(1)
+    before = snapshot(model)
+
+    def noise(model, x, y):
+        return (x + 0.01 * torch.rand(x.shape)).clamp(0, 1)
+
+    def work():
+        if kind == "accuracy":
+            accuracy(model, images, labels, batch_size=2)
+        else:
+            attack = PGD(0.01, steps=1) if kind == "PGD" else noise
+            robust_accuracy(model, images, labels, attack, batch_size=2)
+
+    def check(delivered):
+        assert delivered, "the interrupt was lost"
+        assert snapshot(model) == before
+
+    assert interrupted_everywhere(work, check, "catlib", every=17) > 10
+
+
+def test_ctrl_c_ends_a_long_attack_at_once(conv_net):
+    model, images = conv_net().eval(), torch.rand(4, 1, 8, 8)
+    labels = model(images).argmax(1)
+    reached = []
+
+    def long(model, x, y):
+        signal.raise_signal(signal.SIGINT)
+        reached.append("the end")
+        return x
+
+    with pytest.raises(KeyboardInterrupt):
+        robust_accuracy(model, images, labels, long)
+    assert reached == []
+
+
+def test_two_threads_may_judge_one_model(conv_net, snapshot):
+    model = conv_net().train()
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 10
+    before = snapshot(model)
+    expected = accuracy(model, images, labels), robust_accuracy(model, images, labels, PGD(0.01))
+
+    def work(_):
+        return accuracy(model, images, labels), robust_accuracy(model, images, labels, PGD(0.01))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(work, range(20))) == {expected}
+    assert snapshot(model) == before
+
+
 # check_model
 
 
@@ -199,6 +339,8 @@ DEFECTS = {
     "rounding": (Rounded, "no gradient for 100%"),
     "detached": (Detached, "no gradient for 100%"),
     "saturated": (Saturated, "no gradient"),
+    "NaN gradient": (lambda model: Wrapped(model, nan_gradient), "gradient of the loss is NaN"),
+    "NaN output": (lambda model: Wrapped(model, nan_logits), "output is NaN or infinite for 100%"),
 }
 
 

@@ -43,6 +43,74 @@ def test_the_first_layer_has_torchs_gradient(channels, settings):
     assert type(layer) is nn.Conv2d and "_conv_forward" not in vars(layer)
 
 
+class Around(nn.Module):
+    """A first convolution that is used in some other way than on the images alone."""
+
+    def __init__(self, use):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.head = nn.Linear(3 * 9, 4)
+        self.use = use
+
+    def forward(self, x):
+        return self.head(self.use(self.conv, x).flatten(1))
+
+
+def weight_from_the_images(conv, x):
+    """A weight that depends on the images: their gradient has a second path."""
+    weight = conv.weight * x.mean()
+    layer = copy.copy(conv)
+    layer._parameters = {"bias": conv.bias}
+    layer.weight = weight
+    return layer(x)
+
+
+def under_vmap(conv, x):
+    return torch.func.vmap(conv)(x[:, None])[:, 0]
+
+
+def under_jvp(conv, x):
+    return torch.func.jvp(conv, (x,), (torch.ones_like(x),))[1] + conv(x)
+
+
+def gradient_of_the_gradient(conv, x):
+    (gradient,) = torch.autograd.grad(conv(x).square().sum(), x, create_graph=True)
+    return conv(x + gradient)
+
+
+def replaced_weight(conv, x):
+    """As :func:`weight_from_the_images`, by the layer itself."""
+    parameter = conv._parameters.pop("weight")
+    try:
+        conv.weight = parameter * x.mean()
+        return conv(x)
+    finally:
+        del conv.weight
+        conv._parameters["weight"] = parameter
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        weight_from_the_images,
+        replaced_weight,
+        under_vmap,
+        under_jvp,
+        gradient_of_the_gradient,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in jvp
+def test_every_use_of_a_first_layer_has_torchs_gradient(use):
+    model = Around(use).eval()
+    images, labels = torch.rand(4, 1, 5, 5), torch.arange(4)
+    attack = catlib.PGD(0.2, rule="gradient", steps=1, random_start=False)
+    x = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)
+    expected = (images + slope.clamp(-0.2, 0.2)).clamp(0, 1)
+    torch.testing.assert_close(attack(model, images, labels), expected)
+
+
 def test_other_layers_are_left_alone():
     class Own(nn.Conv2d):
         pass

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -89,6 +90,45 @@ def test_headless_iterations_and_their_lack():
         panel.run()
     panel.run(3)
     assert [r.iteration for r in panel.records["CAT"]] == [1, 2, 3]
+
+
+def test_ctrl_c_in_the_foreground_leaves_a_true_state(monkeypatch):
+    """The panel says that it is stopped, and its buttons work."""
+    panel = TrainingPanel(trials(iterations=12))
+    original = background.build_training
+
+    def build(trial):
+        training = original(trial)
+        attack = training.attack
+
+        def interrupted(model, images, labels):
+            if training.iteration == 4:
+                signal.raise_signal(signal.SIGINT)
+            return attack(model, images, labels)
+
+        training.attack = interrupted
+        return training
+
+    monkeypatch.setattr(background, "build_training", build)
+    monkeypatch.setattr(panel, "_apply", lambda trial, training: None)
+    with pytest.raises(KeyboardInterrupt):
+        panel.run()
+    assert panel.state == "stopped" and not panel.active and panel.error is None
+    assert len(panel.records["AT"]) == 4 and "stopped at iteration" in panel.status()
+    monkeypatch.undo()
+    panel.stop()
+    panel.start()
+    panel.wait(60)
+    assert panel.state == "finished" and len(panel.records["AT"]) == 12
+    panel.run(3)
+    assert panel.state == "finished" and len(panel.records["AT"]) == 3
+
+
+def test_a_run_that_cannot_begin_changes_nothing():
+    panel = TrainingPanel(Trial(iterations=None, **QUICK))
+    with pytest.raises(ValueError, match="never end"):
+        panel.run()
+    assert panel.state == "ready" and not panel.active
 
 
 def test_headless_errors_are_raised():

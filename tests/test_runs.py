@@ -5,18 +5,22 @@ import csv
 import json
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from catlib.files import write_whole
-from catlib.lab import runs
+from catlib.lab import runs, sources
 from catlib.lab.paths import ROOT
 from catlib.lab.runs import Trial, is_done, read_records, run
 
@@ -142,6 +146,366 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
     assert [p.name for p in folder.iterdir()] == ["checkpoint.pt"]
 
 
+# of what code a run is
+
+
+def with_other_code(monkeypatch):
+    """From now on the code is not what it was."""
+    changed = sources.CATLIB | {"catlib/training.py": "0" * 12, "catlib/new.py": "1" * 12}
+    monkeypatch.setattr(sources, "CATLIB", changed)
+
+
+def rows_and_state(folder):
+    return (folder / "records.csv").read_bytes(), (folder / "checkpoint.pt").read_bytes()
+
+
+def half(trial, root):
+    """Leave a run of which only the first evaluation is stored."""
+
+    def stop(training, record):
+        if record.accuracy is not None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(trial, root, observe=stop)
+    assert not is_done(root / trial.id)
+
+
+@pytest.mark.parametrize("begin", [run, half], ids=["finished", "begun"])
+def test_a_run_of_other_code_is_refused(tmp_path, monkeypatch, begin):
+    begin(TINY, tmp_path)
+    folder = tmp_path / TINY.id
+    before = rows_and_state(folder)
+    with_other_code(monkeypatch)
+    with pytest.raises(ValueError) as caught:
+        run(TINY, tmp_path)
+    said = str(caught.value)
+    assert "what differs: catlib/new.py, catlib/training.py." in said
+    assert str(folder) in said and "Delete the folder" in said and "'repeat'" in said
+    assert rows_and_state(folder) == before
+
+
+@pytest.mark.parametrize("begin", [run, half], ids=["finished", "begun"])
+def test_a_run_of_other_code_may_be_repeated(tmp_path, monkeypatch, begin):
+    """It is put aside with all that lies there, and is read no more."""
+    begin(TINY, tmp_path)
+    folder = tmp_path / TINY.id
+    before = rows_and_state(folder)
+    (folder / "notes.txt").write_text("mine")
+    with_other_code(monkeypatch)
+    assert run(TINY, tmp_path, if_code_changed="repeat") == folder
+    [aside] = tmp_path.glob(f"{TINY.id}.replaced-*")
+    assert rows_and_state(aside) == before and (aside / "notes.txt").read_text() == "mine"
+    assert is_done(folder) and not (folder / "notes.txt").exists()
+    assert [s["after_iteration"] for s in runs.read_run(folder)["stretches"]] == [0]
+    assert len(read_records(tmp_path)) == 4
+    assert run(TINY, tmp_path) == folder
+
+
+def test_a_run_of_other_code_may_be_reused(tmp_path, monkeypatch):
+    run(TINY, tmp_path)
+    half(replace(TINY, seed=4), tmp_path)
+    folders = [tmp_path / TINY.id, tmp_path / replace(TINY, seed=4).id]
+    before = rows_and_state(folders[0])
+    with_other_code(monkeypatch)
+    run(TINY, tmp_path, if_code_changed="reuse")
+    run(replace(TINY, seed=4), tmp_path, if_code_changed="reuse")
+    assert rows_and_state(folders[0]) == before
+    stretches = runs.read_run(folders[1])["stretches"]
+    assert [stretch["after_iteration"] for stretch in stretches] == [0, 3]
+    assert "catlib/new.py" in stretches[1]["code"] and "catlib/new.py" not in stretches[0]["code"]
+    with pytest.warns(UserWarning, match="made by other code") as caught:
+        assert len(read_records(tmp_path)) == 8
+    assert all(folder.name in str(caught[0].message) for folder in folders)
+
+
+def test_an_old_run_json_without_its_code_is_of_other_code(tmp_path):
+    folder = run(TINY, tmp_path)
+    info = json.loads((folder / "run.json").read_text())
+    del info["stretches"], info["code"]
+    (folder / "run.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="does not say what code it is of"):
+        run(TINY, tmp_path)
+    with pytest.warns(UserWarning, match="made by other code"):
+        assert len(read_records(tmp_path)) == 4
+
+
+def test_an_unknown_policy_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="if_code_changed is 'maybe'; it must be one of refuse"):
+        run(TINY, tmp_path, if_code_changed="maybe")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_code_of_a_run_is_what_decides_its_numbers():
+    """Comments, docstrings and formatting are not; a statement is, wherever it stands."""
+    assert {"catlib/attacks.py", "catlib/kernels/tree.py", "catlib/lab/runs.py"} <= set(
+        sources.CATLIB
+    )
+    assert not {"catlib/lab/figures.py", "catlib/lab/panel.py"} & set(sources.CATLIB)
+    source = (sources._PACKAGE / "training.py").read_text()
+    assert sources.digest(source) == sources.CATLIB["catlib/training.py"]
+    assert sources.digest(f"# a comment\n\n{source}") == sources.CATLIB["catlib/training.py"]
+    plain = "def f(x):\n    return x + 1\n"
+    assert sources.digest(plain) == sources.digest('def f( x ):\n    "Why."\n    return (x+1) # so')
+    assert sources.digest(plain) != sources.digest(plain.replace("1", "2"))
+    assert source.count("self.optimizer.step()") == 1
+    without_step = source.replace("self.optimizer.step()", "pass")
+    assert sources.digest(without_step) != sources.CATLIB["catlib/training.py"]
+
+
+def test_the_code_of_one_s_own_model_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_models.py").write_text("def net(data): return 1")
+    before = sources.code_of("my_models:net")
+    (tmp_path / "my_models.py").write_text("def net(data): return 2")
+    assert sources.differing(before, sources.code_of("my_models:net")) == ["my_models"]
+    assert sources.code_of("cnn") == sources.CATLIB == sources.code_of("no_such_module:net")
+
+
+def test_every_stretch_of_a_run_is_recorded(tmp_path):
+    half(TINY, tmp_path)
+    half(TINY, tmp_path)
+    folder = run(TINY, tmp_path)
+    stretches = runs.read_run(folder)["stretches"]
+    assert [stretch["after_iteration"] for stretch in stretches] == [0, 3, 6]
+    for stretch in stretches:
+        assert {"began", "revision", "code", "versions", "device", "threads", "command"} <= set(
+            stretch
+        )
+        assert stretch["code"] == sources.CATLIB
+
+
+# two at once
+
+
+def test_a_second_process_waits_or_says_who_works_there(tmp_path, attempt):
+    """The other process is real; it holds the lock until it ends, however it ends."""
+    trial = Trial(**SMALL)
+    with runs._only_one_process(tmp_path / trial.id, wait=0):
+        with pytest.raises(TimeoutError) as caught:
+            run(trial, tmp_path, wait=0)
+        said = str(caught.value)
+        assert f"process {os.getpid()} on {socket.gethostname()}, since 2" in said
+        assert str(tmp_path / trial.id) in said and not (tmp_path / trial.id).exists()
+        with (
+            pytest.warns(UserWarning, match=rf"process {os.getpid()} .* waiting"),
+            pytest.raises(TimeoutError),
+        ):
+            run(trial, tmp_path, wait=0.2)
+    status, _ = attempt(tmp_path, SMALL, 2, 0.0, signal.SIGKILL)
+    assert status == signal.SIGKILL
+    assert is_done(run(trial, tmp_path, wait=0))
+
+
+def test_many_processes_on_one_run_do_it_once(tmp_path):
+    code = textwrap.dedent(f"""
+        import sys, warnings
+        import torch
+        torch.set_num_threads(1)
+        from catlib.lab.runs import Trial, run
+        warnings.simplefilter("ignore")
+        iterations = []
+        run(Trial(**{SMALL!r}), {str(tmp_path)!r}, observe=lambda *_: iterations.append(1))
+        print(len(iterations))
+    """)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(3)
+    ]
+    done = sorted(int(process.communicate()[0]) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert done == [0, 0, 24]
+
+
+# files of others
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    """JupyterLab makes .ipynb_checkpoints on opening a file; other files are the user's."""
+    half(TINY, tmp_path)
+    folder = tmp_path / TINY.id
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "records-checkpoint.csv").write_text("1")
+    for name in (".notes", ".notes.2024", "best.pt", ".DS_Store"):
+        (folder / name).write_text("mine")
+    (folder / ".checkpoint.pt.123456.part").write_text("of a process that was killed")
+    run(TINY, tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".DS_Store",
+        ".ipynb_checkpoints",
+        ".notes",
+        ".notes.2024",
+        "best.pt",
+        "checkpoint.pt",
+        "records.csv",
+        "run.json",
+    ]
+
+
+BAD = {
+    "not JSON": "{",
+    "another tool's": '{"status": "done", "name": "mine"}',
+    "a list": "[1, 2]",
+    "without records": '{"status": "done", "id": "x", "trial": {"model": "cnn"}}',
+    "of strange settings": '{"status": "done", "id": "x", "trial": [1]}',
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_bad_run_json_does_not_hide_the_others(tmp_path, name):
+    run(TINY, tmp_path)
+    bad = tmp_path / "a" / "run.json"
+    bad.parent.mkdir()
+    bad.write_text(BAD[name])
+    with pytest.warns(UserWarning, match="cannot be read") as caught:
+        assert len(read_records(tmp_path)) == 4
+    assert str(bad) in str(caught[0].message)
+
+
+def test_a_bad_run_json_in_its_own_folder_is_named(tmp_path):
+    folder = run(TINY, tmp_path)
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="Delete the folder") as caught:
+        run(TINY, tmp_path)
+    assert str(folder / "run.json") in str(caught.value)
+
+
+def test_a_run_without_evaluations_is_read(tmp_path):
+    """It has one row, that of its last iteration."""
+    trial = replace(TINY, evaluate_every=0)
+    run(trial, tmp_path)
+    table = read_records(tmp_path)
+    assert list(table.iteration) == [12] and "robust_accuracy" not in table
+    run(TINY, tmp_path)
+    table = read_records(tmp_path)
+    assert sorted(table.iteration) == [3, 6, 9, 12, 12] and table.accuracy.isna().sum() == 1
+
+
+# a checkpoint
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path, same):
+    """Wherever it lies: either the run refuses, or what it loads is right nevertheless."""
+    half(TINY, tmp_path)
+    path = tmp_path / TINY.id / "checkpoint.pt"
+    whole = path.read_bytes()
+    right = runs._read_checkpoint(path, TINY, torch.device("cpu"))
+    moments, found = random.Random(0), 0
+    for _ in range(60):
+        position = moments.randrange(len(whole))
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << moments.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            assert same(runs._read_checkpoint(path, TINY, torch.device("cpu")), right)
+        except ValueError as error:
+            assert str(path) in str(error) and "Delete the folder" in str(error)
+            found += 1
+    assert found > 40
+    path.write_bytes(whole)
+    assert is_done(run(TINY, tmp_path))
+
+
+@pytest.mark.parametrize("other", [{"method": "AT"}, {"seed": 4}], ids=["method", "seed"])
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
+    half(TINY, tmp_path)
+    half(replace(TINY, **other), tmp_path)
+    path = tmp_path / TINY.id / "checkpoint.pt"
+    foreign = tmp_path / replace(TINY, **other).id / "checkpoint.pt"
+    path.write_bytes(foreign.read_bytes())
+    with pytest.raises(ValueError) as caught:
+        run(TINY, tmp_path)
+    said = str(caught.value)
+    assert f"is of the run {foreign.parent.name}, not of {TINY.id}" in said and str(path) in said
+
+
+# the settings
+
+
+def test_numbers_of_numpy_are_numbers():
+    trial = Trial(seed=np.int64(1), epsilon=np.float64(0.25), augment=np.bool_(True))
+    plain = Trial(seed=1, epsilon=0.25, augment=True)
+    assert trial == plain and trial.id == plain.id and type(trial.seed) is int
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"seed": "1"}, "seed is '1', of type str; it must be int"),
+        ({"seed": True}, "seed is True, of type bool; it must be int"),
+        ({"iterations": 1e3}, "iterations is 1000.0, of type float; it must be int or None"),
+        ({"augment": 1}, "augment is 1, of type int; it must be bool"),
+        ({"epsilon": "8/255"}, "epsilon is '8/255', of type str; it must be float"),
+        ({"temperature": None}, "temperature is None, of type NoneType; it must be float or str"),
+        ({"dataset": Path("digits")}, "of type .*Path; it must be str"),
+        ({"seed": -1}, "seed is -1; it must be an integer of at least 0"),
+        ({"iterations": 0}, "iterations is 0; it must be an integer of at least 1"),
+        ({"evaluate_every": -5}, "evaluate_every is -5"),
+        ({"final_size": 0}, "final_size is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a finite number"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"epsilon": -0.1}, "epsilon is -0.1"),
+        ({"evaluation_rule": "mean"}, "evaluation_rule is 'mean'; it must be one of sign"),
+        ({"norm": "l1"}, "norm is 'l1'"),
+        ({"crafting": "free", "steps": 0}, "steps is 0; with crafting 'free'"),
+        ({"schedule": "cyclic", "iterations": None}, "iterations is None; a cyclic schedule"),
+    ],
+)
+def test_a_setting_that_no_run_can_use_is_refused(settings, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        Trial(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dataset": "../x"},
+        {"dataset": "/tmp/x"},
+        {"model": "../../y"},
+        {"dataset": ".."},
+        {"dataset": "a b\n*"},
+        {"model": "my_models:small_net"},
+    ],
+)
+def test_a_name_cannot_leave_its_folder(tmp_path, settings):
+    """And what cannot be built leaves nothing behind, not even an empty folder."""
+    trial = Trial(**settings)
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", trial.id)
+    assert Trial(dataset="x").id != Trial(dataset="../x").id
+    root = tmp_path / "runs"
+    with pytest.raises(ValueError):
+        run(trial, root)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("crafting", ["pgd", "n-fgsm", "free", "batch mean"])
+def test_epsilon_grows_for_every_attack(crafting):
+    trial = replace(TINY, crafting=crafting, epsilon_warm_up=4, iterations=6)
+    training = runs.build_training(trial)
+    radii = []
+    for _ in runs.records_of(trial, training):
+        radii.append(training.attack.epsilon)
+    assert radii == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
+def test_records_may_be_asked_for_again(same):
+    """After an interrupt a new loop over the same training goes on as if nothing had been."""
+    trial = replace(TINY, epsilon_warm_up=9, warm_up=4)
+    whole = runs.build_training(trial)
+    expected = [replace(record, seconds=0) for record in runs.records_of(trial, whole)]
+    training = runs.build_training(trial)
+    got = []
+    for stop in (2, 4, 5, 100):
+        for record in runs.records_of(trial, training):
+            got.append(replace(record, seconds=0))
+            if record.iteration == stop:
+                break
+    assert got == expected and same(training.state_dict(), whole.state_dict())
+
+
 # killed
 
 
@@ -204,7 +568,7 @@ def test_a_write_cut_off_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
-# One process imports everything once; each attempt is a fork of it, to be killed at any moment.
+# One process imports everything once; each attempt is a fork of it, to be ended at any moment.
 DRIVER = textwrap.dedent("""
     import ast, os, signal, sys, time
     import torch
@@ -212,76 +576,107 @@ DRIVER = textwrap.dedent("""
     import catlib.lab.runs as runs, torchvision, sklearn.datasets
     print("ready", flush=True)
     for line in sys.stdin:
-        root, settings, iterations, seconds = ast.literal_eval(line)
+        root, settings, iterations, seconds, number = ast.literal_eval(line)
         began, (heard, tell) = time.monotonic(), os.pipe()
         child = os.fork()
         if not child:
-            runs.run(runs.Trial(**settings), root, observe=lambda *_: os.write(tell, b"."))
+            os.close(heard)
+            try:
+                runs.run(runs.Trial(**settings), root, observe=lambda *_: os.write(tell, b"."))
+            except KeyboardInterrupt:
+                os._exit(130)
             os._exit(0)
+        os.close(tell)
         if seconds is not None:
             for _ in range(iterations):
                 os.read(heard, 1)
             time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, number)
         _, status = os.waitpid(child, 0)
-        os.close(heard), os.close(tell)
+        os.close(heard)
         print((status, time.monotonic() - began), flush=True)
 """)
+KILLS = int(os.environ.get("CATLIB_KILLS", 3))  # of each kind of run, by each signal
+SMALL = {
+    "seed": 5,
+    "iterations": 24,
+    "sampling_number": 32,
+    "steps": 1,
+    "evaluate_every": 1,
+    "evaluation_size": 20,
+    "evaluation_steps": 1,
+    "device": "cpu",
+}
+KINDS = {
+    "AT": {"method": "AT"},
+    "CAT": {"method": "CAT"},
+    "augmented": {"method": "CAT", "augment": True, "evaluate_every": 3},
+    "scheduled": {"method": "CAT", "schedule": "cyclic", "optimizer": "adam", "warm_up": 9},
+}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.parametrize("method", ["CAT", pytest.param("AT", marks=pytest.mark.slow)])
-def test_killed_at_random_moments_ends_bit_identical(tmp_path, method, same):
-    """SIGKILL at ten moments: no file is half written, and the end is that of a run left alone."""
-    trial = Trial(
-        method=method,
-        seed=5,
-        iterations=40,
-        sampling_number=32,
-        steps=1,
-        evaluate_every=1,
-        evaluation_size=20,
-        evaluation_steps=1,
-        device="cpu",
-        schedule="cyclic",
-        augment=True,
-    )
-    settings = {name: getattr(trial, name) for name in trial.__dataclass_fields__}
+@pytest.fixture(scope="module")
+def attempt():
+    """A function: a run in a process of its own that gets a signal some time after an iteration."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # what Ctrl-C prints
         text=True,
         env=environment,
     ) as driver:
 
-        def attempt(root, iterations=0, seconds=None):
-            """A run that is killed so many seconds after so many iterations."""
-            print((str(root), settings, iterations, seconds), file=driver.stdin, flush=True)
+        def one(root, settings, iterations=0, seconds=None, number=0):
+            request = (str(root), settings, iterations, seconds, int(number))
+            print(request, file=driver.stdin, flush=True)
             return ast.literal_eval(driver.stdout.readline())
 
         assert driver.stdout.readline() == "ready\n"
-        status, took = attempt(tmp_path / "whole")
-        assert status == 0
-        moments, folder, seen = random.Random(0), tmp_path / "killed" / trial.id, []
-        for _ in range(10):
-            # after none, one or two iterations, and then somewhere in the next
-            status, _ = attempt(
-                tmp_path / "killed",
-                moments.randrange(3),
-                moments.uniform(0, 1.5) * took / trial.iterations,
-            )
-            assert status == signal.SIGKILL
-            seen.append(check_whole(folder, trial))
-        status, _ = attempt(tmp_path / "killed")
-        assert status == 0
+        yield one
         driver.stdin.close()
-    assert seen == sorted(seen) and len(set(seen)) > 5, seen  # it did go on from where it was
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ended_at_random_moments_ends_bit_identical(tmp_path, attempt, kind, number, same):
+    """Killed and interrupted: no file is half written, and the end is that of a run left alone."""
+    settings = SMALL | KINDS[kind]
+    trial = Trial(**settings)
+    status, took = attempt(tmp_path / "whole", settings)
+    assert status == 0
     whole = tmp_path / "whole" / trial.id
+    an_iteration = took / trial.iterations
+    moments = random.Random(f"{kind} {number}")
+    place = 0
+    iterations_seen = [0]
+    for _ in range(KILLS):
+        # after none, one or two iterations, and then somewhere in the next
+        root = tmp_path / str(place)
+        status, _ = attempt(
+            root, settings, moments.randrange(3), moments.uniform(0, 1.5) * an_iteration, number
+        )
+        iterations_seen.append(check_whole(root / trial.id, trial))
+        assert iterations_seen[-1] >= iterations_seen[-2]
+        if status == 0 or iterations_seen[-1] > trial.iterations - 5:
+            assert_ends_like(root, settings, whole, attempt, same)
+            place += 1
+            iterations_seen = [0]
+    assert_ends_like(tmp_path / str(place), settings, whole, attempt, same)
+
+
+def assert_ends_like(root, settings, whole, attempt, same):
+    status, _ = attempt(root, settings)
+    assert status == 0
+    folder = root / whole.name
     pd.testing.assert_frame_equal(without_seconds(folder), without_seconds(whole), check_exact=True)
-    assert same(state(folder), state(whole)) and len(without_seconds(folder)) == 40
+    assert same(state(folder), state(whole))
     assert is_done(folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in whole.iterdir()
+    )
 
 
 def check_whole(folder, trial):
@@ -293,7 +688,8 @@ def check_whole(folder, trial):
         elif path.name == "records.csv":
             rows = list(csv.reader(path.read_text().splitlines()))
             assert path.read_text().endswith("\n") and len({len(row) for row in rows}) == 1
-            assert [int(row[0]) for row in rows[1:]] == list(range(1, len(rows)))
+            every = trial.evaluate_every
+            assert [int(row[0]) for row in rows[1:]] == [every * i for i in range(1, len(rows))]
         else:
             assert path.name == "checkpoint.pt"
             iteration = torch.load(path, weights_only=True)["training"]["iteration"]

@@ -4,5 +4,4 @@ from .augmentation import crop_and_flip
 from .dataset import Data
 from .loading import CLASSES, KEYS, data_root, find_data, load_data
 
-
 __all__ = ["CLASSES", "KEYS", "Data", "crop_and_flip", "data_root", "find_data", "load_data"]

@@ -52,9 +52,24 @@ class _InputGradient(torch.autograd.Function):
 
 def _conv_forward(layer: nn.Conv2d, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What stands in for ``nn.Conv2d._conv_forward`` while a first layer is fast."""
-    if torch.is_autocast_enabled(images.device.type) or images.ndim != 4:
+    if not _is_plain(images, weight, bias):
         return nn.Conv2d._conv_forward(layer, images, weight, bias)
     return _InputGradient.apply(images, weight, bias, layer.stride, layer.padding, layer.dilation)
+
+
+def _is_plain(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the gradient on the images is all that can be asked of this call."""
+    if images.ndim != 4 or torch.is_autocast_enabled(images.device.type):
+        return False
+    if not weight.is_leaf or (bias is not None and not bias.is_leaf):
+        return False  # computed, perhaps from the images: a second path for their gradient
+    if torch.compiler.is_compiling():
+        return True  # the graph of a whole step is torch.func.grad of the model, and no more
+    # vmap, jvp and the like inside the model
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 def _has_fast_form(layer: nn.Module) -> bool:

@@ -111,16 +111,17 @@ class BackgroundTraining:
 
         Errors are raised.
         """
+        endless = any(trial.iterations is None for trial in self.trials.values())
+        if endless and not iterations:
+            raise ValueError(
+                "iterations is None: in the foreground training would never end; say how many."
+            )
         self.stop()
         self.wait()
         self._reset("running")
         if iterations:
             for name, trial in self.begun.items():
                 self.begun[name] = replace(trial, iterations=iterations)
-        if any(trial.iterations is None for trial in self.begun.values()):
-            raise ValueError(
-                "iterations is None: in the foreground training would never end; say how many."
-            )
         self._work()
         if self.error:
             raise self.error
@@ -153,6 +154,9 @@ class BackgroundTraining:
             self.error = error
             self.traceback = traceback.format_exc()
             self._end("failed")
+        except BaseException:  # Ctrl-C in the foreground
+            self._end("stopped")
+            raise
 
     def _train(self) -> bool:
         """Iterations of the trials in turn, until all have ended (True) or are stopped (False)."""

@@ -4,6 +4,7 @@ PGD-2 and FGSM with a random start are :class:`catlib.PGD` with few steps. N-FGS
 adversarial training are not. :class:`BatchMean` is one reading of the printed Eq. 2, for the audit.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -104,8 +105,10 @@ class FreeTraining(Training):
             self._noise = torch.zeros_like(images)
         return (images + self._noise).clamp_(0, 1)
 
-    def _update(self, adversarial: Tensor, labels: Tensor, host: bool) -> tuple[Tensor, Tensor]:
-        result = super()._update(adversarial.requires_grad_(), labels, host)
+    def _update(
+        self, adversarial: Tensor, labels: Tensor, on_host: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        result = super()._update(adversarial.requires_grad_(), labels, on_host)
         epsilon = self.attack.epsilon
         assert self._noise is not None and adversarial.grad is not None  # made by _craft, backward
         self._noise = (self._noise + epsilon * adversarial.grad.sign()).clamp_(-epsilon, epsilon)
@@ -114,10 +117,11 @@ class FreeTraining(Training):
         return result
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"replayed": self._replayed, "noise": self._noise}
+        own = {"replayed": self._replayed, "noise": self._noise}
+        return super().state_dict() | copy.deepcopy(own)
 
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
+    def _load(self, state: dict) -> None:
+        super()._load(state)
         self._replayed = None
         if state["replayed"] is not None:
             indices, images, labels = state["replayed"]

@@ -13,8 +13,27 @@ from pathlib import Path
 import pandas as pd
 
 from . import compare
-from .compare import Estimate, difference, ends, faster, judged, overall, ratio, speed_table
-from .paper import PAPER, paper_table
+from .compare import (
+    CONTRADICTED,
+    HOLDS,
+    IN_PART,
+    NOT_SHOWN,
+    NOT_TESTED,
+    Verdict,
+    all_reached,
+    better,
+    difference,
+    ends,
+    estimate_of,
+    faster,
+    faster_overall,
+    judged,
+    lead,
+    overall,
+    ratio,
+    speed_table,
+)
+from .paper import PAPER, TRAINING_IMAGES, paper_table
 from .study.plan import Piece
 from .summaries import Tables, piece_of
 
@@ -36,7 +55,7 @@ class Claim:
 class Answer:
     """What one table says to a claim: the verdict, and the numbers that it comes from."""
 
-    verdict: str
+    verdict: Verdict
     numbers: dict
 
 
@@ -118,17 +137,17 @@ def levels_of(piece: Piece, metric: str = "robust_accuracy") -> list[float]:
 
 
 def cell(records: pd.DataFrame, piece: Piece, metric: str, level: float, printed: float) -> Answer:
-    """A cell of Table 1 or 2: what AT and CAT took to one level."""
+    """A cell of Table 1 or 2: is CAT faster at one level, and by as much as the paper prints?"""
     speed = speed_table(records, [level / 100], metric).iloc[0]
-    estimate = compare.estimate_of(speed)
-    numbers = {"speed": speed, "ratio": estimate}
-    if estimate.pairs == 0:
-        return Answer("not reached by both", numbers)
-    verdict = faster(estimate)
-    if estimate.pairs > 2:
-        inside = estimate.low <= printed <= estimate.high
-        where = "inside" if inside else "outside"
-        verdict += f"; the printed ratio lies {where} the interval"
+    estimate = estimate_of(speed)
+    numbers = {"speed": speed, "ratio": estimate, "all_reached": all_reached(speed)}
+    verdict = faster(speed)
+    outside = not estimate.low <= printed <= estimate.high
+    resolved = estimate.low < estimate.high  # else all pairs are the same, to one tick
+    if resolved and numbers["all_reached"] and outside and verdict.word in (HOLDS, NOT_SHOWN):
+        word = IN_PART if verdict.word == HOLDS else NOT_SHOWN
+        remark = f"the printed {printed:.2f} lies outside the interval"
+        verdict = Verdict(word, "; ".join(filter(None, [verdict.remark, remark])))
     return Answer(verdict, numbers)
 
 
@@ -141,55 +160,109 @@ def all_levels(
     cost: str = "iteration",
 ) -> Answer:
     """One ratio over all levels of a metric."""
-    estimate = overall(records, levels_of(piece, metric), metric, cost, baseline, arm)
-    verdict = judged(estimate, "faster with CAT", "slower with CAT", null=1)
+    one = overall(records, levels_of(piece, metric), metric, cost, baseline, arm)
     numbers = {
-        "ratio": estimate,
+        "overall": one,
         "metric": metric,
         "baseline": baseline,
         "arm": arm,
         "cost": compare.COSTS[cost],
     }
-    return Answer(verdict, numbers)
+    return Answer(faster_overall(one, arm), numbers)
 
 
-def largest_ratio(records: pd.DataFrame, piece: Piece) -> Answer:
-    """The level of robust accuracy at which CAT leads most."""
-    speed = speed_table(records, levels_of(piece)).dropna(subset="ratio")
+def up_to(records: pd.DataFrame, piece: Piece, factor: float) -> Answer:
+    """Is CAT this many times faster at some level? At the level with the largest ratio."""
+    speed = speed_table(records, levels_of(piece))
+    speed = speed[speed.apply(all_reached, axis=1).astype(bool)]
     if speed.empty:
-        return Answer("not settled", {"count": 0})
+        return Answer(Verdict(NOT_TESTED, "no level was reached by every run"), {"count": 0})
     best = speed.loc[speed.ratio.idxmax()]
-    estimate = compare.estimate_of(best)
-    verdict = judged(estimate, "holds", "does not hold: below 3", null=3)
+    estimate = estimate_of(best)
+    if estimate.high < factor:
+        verdict = Verdict(CONTRADICTED, f"at most {estimate.high:.2f} times")
+    elif estimate.low > 1:
+        verdict = Verdict(HOLDS, lead(estimate))
+    else:
+        verdict = Verdict(NOT_SHOWN, compare.how_much_faster(estimate))
     return Answer(verdict, {"count": len(speed), "ratio": estimate, "level": best.level})
 
 
+def printed_range(
+    records: pd.DataFrame, piece: Piece, dataset: str, metric: str = "robust_accuracy"
+) -> Answer:
+    """Is CAT faster by what the paper prints for a dataset, over all levels?"""
+    printed = paper_table(dataset, metric)["AT/CAT"]
+    one = overall(records, levels_of(piece, metric), metric)
+    verdict = faster_overall(one)
+    if one.ratio.high < printed.min():
+        most = compare.how_much_faster(one.ratio)
+        verdict = Verdict(CONTRADICTED, f"{most}; the whole printed range lies above")
+    elif one.ratio.low > printed.max():
+        verdict = Verdict(IN_PART, "faster than the paper prints")
+    return Answer(verdict, {"overall": one})
+
+
 def all_settings(records: pd.DataFrame, piece: Piece) -> Answer:
-    """At how many levels CAT is shown to be faster."""
+    """At how many levels, of accuracy and of robust accuracy, CAT is shown to be faster."""
     words = []
     for metric in compare.METRICS:
-        speed = speed_table(records, levels_of(piece, metric), metric).dropna(subset="ratio")
-        words += [faster(compare.estimate_of(row)) for row in speed.itertuples()]
-    holds = set(words) == {"CAT faster"}
-    verdict = "holds" if holds else "does not hold at every level"
-    counts = {word: words.count(word) for word in words}
-    return Answer(verdict, {"counts": counts, "levels": len(words)})
+        speed = speed_table(records, levels_of(piece, metric), metric)
+        words += [faster(row).word for _, row in speed.iterrows()]
+    tested = [word for word in words if word != NOT_TESTED]
+    counts = {word: words.count(word) for word in dict.fromkeys(words)}
+    return Answer(together(tested, "levels"), {"counts": counts, "levels": len(words)})
 
 
-def at_the_end(
-    records: pd.DataFrame, piece: Piece, baseline: str, arm: str, above: str, below: str
-) -> Answer:
-    """Robust accuracies at the last iteration; by PGD with restarts where the study did that."""
+def together(words: list[str], what: str) -> Verdict:
+    """One verdict on "in every case", from the words for each case.
+
+    It is contradicted where CAT is shown to be slower in some case, and holds in part where it is
+    shown to be faster in some and slower in none.
+    """
+    faster_at, slower_at = words.count(HOLDS), words.count(CONTRADICTED)
+    where = f"CAT faster at {faster_at}, slower at {slower_at} of {len(words)} {what}"
+    if not words:
+        return Verdict(NOT_TESTED)
+    if slower_at:
+        return Verdict(CONTRADICTED, where)
+    if faster_at == len(words):
+        return Verdict(HOLDS)
+    return Verdict(IN_PART if faster_at else NOT_SHOWN, where)
+
+
+def at_the_end(records: pd.DataFrame, piece: Piece, baseline: str, arm: str) -> Answer:
+    """Does ``arm`` end with a higher robust accuracy? By PGD with restarts where that was done."""
     last = ends(records)
     metric = final_metric(last)
-    mine, others = last.loc[arm, metric], last.loc[baseline, metric]
-    gap = difference(mine, others)
-    numbers = {
-        "arms": {arm: mine, baseline: others},
+    gap, verdict = better(last, metric, baseline, arm)
+    return Answer(verdict, _end_numbers(last, metric, gap, baseline, arm))
+
+
+def competitive(
+    records: pd.DataFrame, piece: Piece, baseline: str, arm: str, margin: float
+) -> Answer:
+    """Is ``arm`` no worse than ``baseline`` at the end, up to a margin of robust accuracy?"""
+    last = ends(records)
+    metric = final_metric(last)
+    gap, verdict = better(last, metric, baseline, arm)
+    if not compare.failures(last, baseline, arm):
+        how_large = compare.how_much_better(gap, arm)
+        if gap.low >= -margin:
+            verdict = Verdict(HOLDS, how_large)
+        elif gap.side(-margin) == "below":
+            verdict = Verdict(CONTRADICTED, how_large)
+        else:
+            verdict = Verdict(NOT_SHOWN, how_large)
+    return Answer(verdict, _end_numbers(last, metric, gap, baseline, arm))
+
+
+def _end_numbers(last, metric: str, gap, baseline: str, arm: str) -> dict:
+    return {
+        "arms": {name: last.loc[name, metric] for name in (arm, baseline)},
         "difference": gap,
         "restarts": metric == "final_robust_accuracy",
     }
-    return Answer(judged(gap, above, below), numbers)
 
 
 def final_metric(last: pd.DataFrame) -> str:
@@ -199,91 +272,99 @@ def final_metric(last: pd.DataFrame) -> str:
     return "robust_accuracy"
 
 
-def seconds_an_iteration(records: pd.DataFrame, piece: Piece) -> Answer:
-    """What an iteration of CAT takes, against one of AT."""
+def seconds_an_iteration(records: pd.DataFrame, piece: Piece, margin: float) -> Answer:
+    """Does an iteration of CAT take what one of AT takes, up to a margin?"""
     last = ends(records)
     seconds = last.seconds / last.iteration
     estimate = ratio(*seconds["CAT"].align(seconds["AT"], join="inner"))
-    return Answer(judged(estimate, "dearer", "cheaper", null=1), {"ratio": estimate})
+    cheaper, dearer = 100 * (1 - estimate.low), 100 * (estimate.high - 1)
+    span = f"between {cheaper:.0f} % less and {dearer:.0f} % more"
+    if estimate.low > 1 - margin and estimate.high < 1 + margin:
+        verdict = Verdict(HOLDS, span)
+    elif estimate.side(1) == "across":
+        verdict = Verdict(NOT_SHOWN, span)
+    else:
+        verdict = Verdict(CONTRADICTED, span)
+    return Answer(verdict, {"ratio": estimate})
 
 
-def passes_an_example(records: pd.DataFrame, piece: Piece) -> Answer:
+def passes_an_example(
+    records: pd.DataFrame, piece: Piece, printed_steps: int, printed_restarts: int
+) -> Answer:
     """How many forward-backward passes AT spends where normal training spends one."""
     last = records[records.arm == "AT"].iloc[-1]
     _, trial = piece.trials[0]
     passes = last.passes / last.iteration / trial.sampling_number
-    return Answer("holds: it is arithmetic", {"passes": passes})
+    with_restarts = printed_restarts * (printed_steps + 1) + 1  # after a run a pass finds its loss
+    numbers = {
+        "passes": passes,
+        "steps": trial.steps,
+        "printed_steps": printed_steps,
+        "printed_passes": printed_steps + 1,
+        "printed_restarts": printed_restarts,
+        "with_restarts": with_restarts,
+    }
+    if passes >= 20:
+        return Answer(Verdict(HOLDS), numbers)
+    return Answer(Verdict(IN_PART, f"not with PGD-{trial.steps}"), numbers)
 
 
 def neighbours_alike(rows: pd.DataFrame, piece: Piece) -> Answer:
     """Fig. 1: similarity of predictions one iteration apart, against another image of the class."""
-    rows = rows[(rows.gap == 1) & (rows.arm == "AT")]
-    runs = rows.groupby(["start", "seed"])[["mean", "agreement", "control"]].mean()
-    fresh = runs.loc["fresh"]
-    gap = difference(fresh["mean"], fresh["control"])
-    verdict = judged(gap, "holds: above what the class explains", "does not hold")
-    return Answer(verdict, {"starts": dict(list(runs.groupby("start")))})
+    numbers = compare.similar_predictions(rows[rows.arm == "AT"])
+    return Answer(numbers["verdict"], numbers)
 
 
 def old_weights(rows: pd.DataFrame, piece: Piece) -> Answer:
     """Does an old weight still rank examples? Of AT, where age is independent of weight."""
-    late = rows.iteration > rows.iteration.max() / 2
-    mine = rows[late & (rows.alpha == 0.5) & (rows.arm == "AT")]
-    by_age = mine.groupby("age").rank_correlation.mean()
-    if by_age.min() > 0.5:
-        verdict = "holds"
-    elif by_age.iloc[0] > 0.5:
-        verdict = "fades with age"
-    else:
-        verdict = "weak"
-    return Answer(verdict, {"by_age": by_age.to_dict()})
+    _, trial = piece.trials[0]
+    images = trial.train_size or TRAINING_IMAGES[trial.dataset]
+    one_pass = images / trial.sampling_number
+    numbers = compare.old_weights(rows[rows.arm == "AT"], one_pass)
+    return Answer(numbers["verdict"], numbers)
 
 
 def every_sampling_number(records: pd.DataFrame, piece: Piece) -> Answer:
-    """AT / CAT at each sampling number."""
-    ratios = {}
+    """AT / CAT at each sampling number, over the levels that every run there reached."""
+    ratios, verdicts = {}, {}
     for number, part in records.groupby("sampling_number"):
         ratios[number] = overall(part, levels_of(piece))
-    shown = [faster(estimate).startswith("CAT faster") for estimate in ratios.values()]
-    verdict = f"shown at {sum(shown)} of {len(shown)} sampling numbers"
+        verdicts[number] = faster_overall(ratios[number]).word
+    verdict = together(list(verdicts.values()), "sampling numbers")
+    where = [f"k = {number}" for number, word in verdicts.items() if word == HOLDS]
+    if verdict.word == IN_PART:
+        verdict = Verdict(IN_PART, f"{', '.join(where)}; {verdict.remark}")
     return Answer(verdict, {"ratios": ratios})
 
 
 def peak(records: pd.DataFrame, piece: Piece) -> Answer:
-    """Which sampling number is best, after equal iterations and after equal work."""
+    """Is there a sampling number inside the range that ends above the smallest and the largest?"""
     cat = records[records.arm == "CAT"].sort_values("iteration")
-    budget = cat.groupby("sampling_number").passes.max().min()  # all that the smallest one spends
-    at_end = _last_means(cat)
-    at_budget = _last_means(cat[cat.passes <= budget])
-    best = at_end.idxmax()
-    inside = best not in (at_end.index[0], at_end.index[-1])
-    where = "a peak inside" if inside else "at the end of"
-    return Answer(
-        f"best k = {best} by iterations, {where} the range; k = {at_budget.idxmax()} by passes",
-        {
-            "iterations": cat.iteration.max(),
-            "at_end": at_end.to_dict(),
-            "budget": budget,
-            "at_budget": at_budget.to_dict(),
-        },
-    )
-
-
-def _last_means(records: pd.DataFrame) -> pd.Series:
-    """The last robust accuracy of each sampling number, mean over seeds."""
-    last = records.groupby(["sampling_number", "seed"]).robust_accuracy.last()
-    return last.groupby("sampling_number").mean()
+    last = cat.groupby(["sampling_number", "seed"]).robust_accuracy.last()
+    means = last.groupby("sampling_number").mean()
+    best, smallest, largest = means.idxmax(), means.index[0], means.index[-1]
+    numbers = {"iterations": cat.iteration.max(), "means": means.to_dict()}
+    if best == largest:
+        remark = f"best at the largest one tried, k = {largest}: no threshold was met"
+        return Answer(Verdict(NOT_SHOWN, remark), numbers)
+    rise = difference(last[best], last[smallest])
+    fall = difference(last[best], last[largest])
+    if best != smallest and rise.side() == "above" and fall.side() == "above":
+        return Answer(Verdict(HOLDS, f"at k = {best}"), numbers)
+    remark = f"k = {best} leads k = {largest} by {fall.as_points()} points"
+    return Answer(Verdict(NOT_SHOWN, remark), numbers)
 
 
 def come_together(records: pd.DataFrame, piece: Piece) -> Answer:
-    """How far CAT and AT lie apart at the end, from the smallest sampling number to the largest."""
-    gaps: dict[int, Estimate] = {}
+    """Is the gap between CAT and AT at the end smaller at the largest sampling number?"""
+    gaps, by_seed = {}, {}
     for number, part in records.groupby("sampling_number"):
         last = ends(part).robust_accuracy
         gaps[number] = difference(last["CAT"], last["AT"])
-    smaller = abs(gaps[max(gaps)].value) < abs(gaps[min(gaps)].value)
-    word = "smaller" if smaller else "not smaller"
-    return Answer(f"the gap is {word} at the largest k", {"gaps": gaps})
+        by_seed[number] = last["CAT"] - last["AT"]
+    change = difference(by_seed[min(gaps)], by_seed[max(gaps)])
+    how_large = f"the gap of the smallest k less that of the largest is {change.as_points()} points"
+    return Answer(judged(change, how_large), {"gaps": gaps, "change": change})
 
 
 ALPHAS = {
@@ -299,31 +380,35 @@ ALPHAS = {
 def best_alpha(records: pd.DataFrame, piece: Piece) -> Answer:
     """Is the paper's alpha better or worse than another at the end?"""
     last = ends(records).robust_accuracy
-    means, better, worse = {}, [], []
+    means, sides = {}, {}
     for arm, alpha in ALPHAS.items():
-        if arm not in last:
-            continue
-        means[alpha] = last[arm].mean()
-        gap = difference(last["CAT"], last[arm])
-        if gap.low > 0:
-            better.append(f"{alpha:g}")
-        if gap.high < 0:
-            worse.append(f"{alpha:g}")
-    shown = []
-    if better:
-        shown.append(f"0.5 shown better than {', '.join(better)}")
-    if worse:
-        shown.append(f"0.5 shown worse than {', '.join(worse)}")
-    verdict = "; ".join(shown) or "no other value is shown better or worse"
+        if arm in last:
+            means[alpha] = last[arm].mean()
+            sides[f"{alpha:g}"] = difference(last["CAT"], last[arm]).side()
+    lower = [alpha for alpha, side in sides.items() if side == "above"]
+    higher = [alpha for alpha, side in sides.items() if side == "below"]
+    if higher:
+        verdict = Verdict(CONTRADICTED, f"better: α = {', '.join(higher)}")
+    elif len(lower) == len(sides) - 1:  # all but CAT itself
+        verdict = Verdict(HOLDS)
+    elif lower:
+        verdict = Verdict(IN_PART, f"better than α = {', '.join(lower)}")
+    else:
+        verdict = Verdict(NOT_SHOWN, "no other value is shown better or worse")
     return Answer(verdict, {"means": means})
 
 
-def few_examples(records: pd.DataFrame, piece: Piece) -> Answer:
-    """The share of the training images that each method draws."""
+def few_examples(records: pd.DataFrame, piece: Piece, limited: float) -> Answer:
+    """Do CAT's draws come from a limited share of the training images?"""
     last = ends(records)
-    gap = difference(last.coverage["CAT"], last.coverage["AT"])
+    seen = last.coverage["CAT"].mean()
     arms = {arm: last.loc[arm] for arm in ("AT", "CAT")}
-    return Answer(judged(gap, "CAT saw more", "CAT saw fewer"), {"arms": arms})
+    remark = f"CAT draws {100 * seen:.1f} % of the images: no limited part of them was used"
+    if seen > limited:
+        return Answer(Verdict(NOT_TESTED, remark), {"arms": arms})
+    _, verdict = better(last, "robust_accuracy", "AT", "CAT")
+    word = CONTRADICTED if verdict.word == CONTRADICTED else HOLDS
+    return Answer(Verdict(word, f"CAT draws {100 * seen:.1f} % of the images"), {"arms": arms})
 
 
 def audit(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
@@ -334,13 +419,8 @@ def audit(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
 
 def printed_reached(records: pd.DataFrame, piece: Piece) -> Answer:
     """Which readings reach the highest printed robust accuracy within the printed iterations."""
-    rows = audit(records, piece)
-    top = rows[rows.level == rows.level.max()]
-    names = list(top.arm[top["reached on test"]])
-    verdict = "reproduced by the readings named"
-    if not names:
-        verdict = "not reproduced by any reading tried"
-    return Answer(verdict, {"level": rows.level.max(), "names": names, "readings": len(top)})
+    verdict, numbers = compare.audit_verdict(audit(records, piece))
+    return Answer(verdict, numbers)
 
 
 MEASURES: dict[str, Callable[..., Answer]] = {
@@ -348,9 +428,11 @@ MEASURES: dict[str, Callable[..., Answer]] = {
     for measure in (
         cell,
         all_levels,
-        largest_ratio,
+        up_to,
+        printed_range,
         all_settings,
         at_the_end,
+        competitive,
         seconds_an_iteration,
         passes_an_example,
         neighbours_alike,

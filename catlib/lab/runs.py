@@ -5,24 +5,35 @@
     table = read_records("runs")         # every record of every finished run, with its settings
 
 A run that was killed goes on from its last checkpoint when it is called again, and a finished one
-is not repeated.
+is not repeated, as long as the code is the same that began it.
 """
 
 import hashlib
+import io
 import json
+import os
 import platform
+import re
+import socket
 import subprocess
 import sys
 import time
+import types
+import typing
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 import catlib
@@ -40,15 +51,35 @@ from catlib import (
     robust_accuracy,
 )
 
-from ..files import write_whole
+from ..files import remove_leftovers, write_whole
+from ..guards import check_count
 from ..training import choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
 from .paths import ROOT
+from .sources import code_of, differing
 
 METHODS = ("AT", "CAT")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cyclic")
 CRAFTING = ("pgd", "n-fgsm", "free", "batch mean")
+JUDGES = ("sign", "gradient", "batch mean")
+LEAST = {  # the smallest value of the settings that are counts
+    "seed": 0,
+    "iterations": 1,
+    "sampling_number": 1,
+    "train_size": 1,
+    "warm_up": 0,
+    "steps": 0,
+    "restarts": 1,
+    "epsilon_warm_up": 0,
+    "evaluate_every": 0,
+    "evaluation_size": 1,
+    "evaluation_steps": 0,
+    "final_restarts": 0,
+    "final_size": 1,
+}
+IF_CODE_CHANGED = ("refuse", "repeat", "reuse")
+REPLACED = ".replaced-"  # in the name of a folder: a run that was put aside
 UNIFORM = 1e12  # a temperature at which all weights count the same
 
 
@@ -73,6 +104,9 @@ class Trial:
     """The settings of one run: plain values, so that papermill, JSON and a cluster can carry them.
 
     ``method`` is "AT" (UniformSampler) or "CAT" (CaseSampler). AT ignores what CAT alone uses.
+
+    Raises: ValueError, TypeError: a setting that no run could use. The datasets, the model and the
+        sampler check the rest when they are built.
     """
 
     dataset: str = "digits"
@@ -121,11 +155,31 @@ class Trial:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):  # a number of NumPy's is taken as Python's
+                value = value.item()
+                object.__setattr__(self, field.name, value)
+            _check_type(field.name, value, field.type)
+        for name, least in LEAST.items():
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), at_least=least)
         self._check_choice("method", METHODS)
         self._check_choice("weighting", tuple(WEIGHTINGS))
         self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("crafting", CRAFTING)
+        self._check_choice("evaluation_rule", JUDGES)
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
+        if self.crafting == "free" and self.steps == 0:
+            raise ValueError("steps is 0; with crafting 'free' it must be at least 1, the replays.")
+        if self.schedule == "cyclic" and self.iterations is None:
+            raise ValueError("iterations is None; a cyclic schedule must know where it ends.")
+        self.attack()  # these check the settings of PGD
+        self.judge(max(1, self.final_restarts))
 
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
@@ -136,7 +190,8 @@ class Trial:
     def id(self) -> str:
         """A readable beginning, then a digest of every setting that is not a default.
 
-        A setting that is added later, with its default, thus leaves the ids of old runs valid.
+        A setting that is added later, with its default, thus leaves the ids of old runs valid. The
+        id is the name of a folder, so it has letters, digits, "-" and "_" only.
         """
         chosen = {}
         for field in fields(self):
@@ -144,7 +199,8 @@ class Trial:
             if value != field.default:
                 chosen[field.name] = value
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
-        beginning = f"{self.dataset}-{self.model}-{self.method}-k{self.sampling_number}"
+        names = f"{_as_file_name(self.dataset)}-{_as_file_name(self.model)}"
+        beginning = f"{names}-{self.method}-k{self.sampling_number}"
         return f"{beginning}-s{self.seed}-{digest}"
 
     def attack(self) -> PGD:
@@ -171,6 +227,20 @@ class Trial:
             rule=self.evaluation_rule,
             norm=self.norm,
         )
+
+
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    allowed = typing.get_args(annotation) or (annotation,)
+    kind = type(value)
+    if kind in allowed or (kind is int and float in allowed):
+        return
+    words = " or ".join("None" if one is types.NoneType else one.__name__ for one in allowed)
+    raise TypeError(f"{name} is {value!r}, of type {kind.__name__}; it must be {words}.")
+
+
+def _as_file_name(name: str) -> str:
+    """The end of a name, with "-" for whatever could be special in the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name)[-40:].strip("-")
 
 
 # ---- from a trial to its Training ----
@@ -263,18 +333,28 @@ def _build_scheduler(
 def records_of(trial: Trial, training: Training) -> Iterator[Record]:
     """The training's records, with what the trial changes on the way.
 
-    That is an epsilon that grows, and the end of a warm-up of the sampler.
+    That is an epsilon that grows, and the end of a warm-up of the sampler. After an interrupt or
+    an error call it again with the same training to go on.
     """
-    attack: Any = training.attack
-    while trial.iterations is None or training.iteration < trial.iterations:
+    attack = training_attack(trial)
+    while True:
         if trial.epsilon_warm_up:
-            grown = min(1.0, (training.iteration + 1) / trial.epsilon_warm_up)
-            training.attack = replace(
-                attack, epsilon=grown * attack.epsilon, step_size=grown * attack.step_size
-            )
+            share = min(1.0, (training.iteration + 1) / trial.epsilon_warm_up)
+            training.attack = _at_share_of_epsilon(attack, share)
         if trial.warm_up and training.iteration == trial.warm_up and trial.method == "CAT":
             training.sampler.temperature = trial.temperature
-        yield next(training)
+        record = next(training, None)
+        if record is None:
+            return
+        yield record
+
+
+def _at_share_of_epsilon(attack: PGD | NFGSM | BatchMean, share: float) -> PGD | NFGSM | BatchMean:
+    epsilon = share * attack.epsilon
+    if isinstance(attack, BatchMean):  # which has no step size
+        return replace(attack, epsilon=epsilon)
+    assert attack.step_size is not None, "a trial's attack has a step size"
+    return replace(attack, epsilon=epsilon, step_size=share * attack.step_size)
 
 
 # ---- a run on disk ----
@@ -286,50 +366,180 @@ def run(
     *,
     progress: bool = False,
     observe: Callable[[Training, Record], object] | None = None,
+    if_code_changed: str = "refuse",
+    wait: float | None = None,
 ) -> Path:
     """Run a trial to its end, from its last checkpoint if there is one.
 
     Args:
-        trial: the settings.
+        trial: the settings. All is checked before anything is written.
         root: the folder of all runs; this one's is ``root/<trial.id>``.
         progress: show a tqdm bar.
         observe: called as ``observe(training, record)`` after every iteration. What it stores
             itself is not part of the checkpoint.
+        if_code_changed: what to do with a run, finished or not, that other code of catlib (or of
+            the user's model) began: "refuse" raises a ValueError that names the files, "repeat"
+            puts its folder aside and runs the trial anew, "reuse" takes it as it is.
+        wait: seconds to wait while another process works on this run; None waits to its end. A
+            warning says who it is.
 
     Returns:
         The run's folder.
 
     Raises:
-        ValueError: the folder's checkpoint cannot be read; the message says what to do.
+        ValueError, TypeError: a setting that cannot be used; a run of other code, see above; a
+            file of the run that cannot be read, which the message names, with what to do.
+        TimeoutError: another process still works on this run.
     """
+    if if_code_changed not in IF_CODE_CHANGED:
+        raise ValueError(
+            f"if_code_changed is {if_code_changed!r}; "
+            f"it must be one of {', '.join(IF_CODE_CHANGED)}."
+        )
     folder = Path(root) / trial.id
-    if is_done(folder):
+    if _is_usable(folder, trial, if_code_changed):
         return folder
-    _open_folder(folder)
     training = build_training(trial, progress=progress)
-    history = _resume(folder, training)
-    write_json(folder / "run.json", {"status": "running", **provenance(trial, training)})
-    for record in records_of(trial, training):
-        if record.accuracy is not None:
-            history.add(record, training)
-            history.save(folder, training)
-        if observe is not None:
-            observe(training, record)
-    _finish(folder, trial, training, history)
+    with _only_one_process(folder, wait):
+        # another process may have finished it in the meantime
+        if _is_usable(folder, trial, if_code_changed):
+            return folder
+        if is_done(folder):
+            _put_aside(folder)
+        history = _open(folder, trial, training, if_code_changed)
+        write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
+        for record in records_of(trial, training):
+            history.last = record
+            if record.accuracy is not None:
+                history.add(record, training)
+                history.save(folder, trial, training)
+            if observe is not None:
+                observe(training, record)
+        _finish(folder, trial, training, history)
     return folder
 
 
-class _History:
-    """What a run has so far besides its Training: the evaluated records and the wall-clock time."""
+def _is_usable(folder: Path, trial: Trial, if_code_changed: str) -> bool:
+    """Whether the folder has the trial's finished run, of this code or of code that is accepted."""
+    if not is_done(folder):
+        return False
+    changed = _changed_code(_stretches_of(read_run(folder)), trial.model)
+    if changed and if_code_changed == "refuse":
+        raise ValueError(_other_code(folder, "finished", changed))
+    return not changed or if_code_changed == "reuse"
 
-    def __init__(self, records: list[dict[str, Any]], wall_seconds: float):
+
+def _stretches_of(info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stretches that a run.json lists; without a list it is of one stretch itself."""
+    return info.get("stretches", [info])
+
+
+def _changed_code(stretches: list[dict[str, Any]], model: str) -> list[str]:
+    """Names of the source files that differ now from those of any stretch of a run."""
+    now = code_of(model)
+    changed = set()
+    for stretch in stretches:
+        if "code" not in stretch:
+            return ["perhaps all files, as the run does not say what code it is of"]
+        changed.update(differing(stretch["code"], now))
+    return sorted(changed)
+
+
+def _other_code(folder: Path, state: str, changed: list[str]) -> str:
+    return (
+        f"{folder} has a run that was {state} by other code; what differs: {', '.join(changed)}. "
+        "Delete the folder or choose another root to run it anew, or call run(...) with "
+        "if_code_changed='repeat' (put it aside and run anew) or 'reuse' (take it as it is)."
+    )
+
+
+def changed_code(folder: str | Path) -> list[str]:
+    """Names of the source files that differ now from those that a run is of.
+
+    Raises: ValueError: the run.json cannot be read.
+    """
+    info = read_run(folder)
+    return _changed_code(_stretches_of(info), info["trial"]["model"])
+
+
+@contextmanager
+def _only_one_process(folder: Path, wait: float | None) -> Iterator[None]:
+    """Hold the lock of a run's folder, which a process loses when it ends in whatever way.
+
+    The lock lies beside the folder, so that the folder itself can be put aside.
+    """
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{folder.name}.lock")
+    holder = locks / f"{folder.name}.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        busy = f"{folder}: {_words_for(holder)} works on this run"
+        if wait != 0:
+            warnings.warn(f"{busy}; waiting for it.", stacklevel=4)
+        try:
+            lock.acquire(timeout=-1 if wait is None else wait)
+        except Timeout:
+            raise TimeoutError(f"{busy}. Wait for it, or choose another root.") from None
+    try:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _words_for(holder: Path) -> str:
+    """Who holds a lock, by what it has written beside it."""
+    try:
+        who = json.loads(holder.read_text())
+        return f"process {who['pid']} on {who['host']}, since {who['since']},"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _put_aside(folder: Path) -> None:
+    """Rename a run's folder, to one that :func:`read_records` does not read."""
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    folder.rename(folder.with_name(f"{folder.name}{REPLACED}{now}"))
+
+
+class _History:
+    """What a run has so far besides its Training.
+
+    Attributes:
+        records: the rows of records.csv.
+        stretches: where and by what code the run was begun and gone on with, in order.
+        last: the record of the last iteration.
+    """
+
+    def __init__(
+        self,
+        records: list[dict[str, Any]],
+        stretches: list[dict[str, Any]],
+        wall_seconds: float,
+    ):
         self.records = records
+        self.stretches = stretches
+        self.last: Record | None = None
         self._started = time.perf_counter() - wall_seconds
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds since the run began, all its stretches together."""
+        """Seconds that the run has taken, all its stretches together."""
         return time.perf_counter() - self._started
+
+    def begin_stretch(self, trial: Trial, training: Training) -> None:
+        known = provenance(trial, training)
+        stretch = {"began": known["written"], "after_iteration": training.iteration}
+        for name in ("revision", "code", "versions", "device", "threads", "command"):
+            stretch[name] = known[name]
+        self.stretches.append(stretch)
+
+    def origin(self, trial: Trial, training: Training) -> dict[str, Any]:
+        return {**provenance(trial, training), "stretches": self.stretches}
 
     def add(self, record: Record, training: Training) -> None:
         batch = training.batch
@@ -338,15 +548,17 @@ class _History:
         batch_accuracy = right.double().mean().item()
         self.records.append({**asdict(record), "batch_accuracy": batch_accuracy})
 
-    def save(self, folder: Path, training: Training) -> None:
+    def save(self, folder: Path, trial: Trial, training: Training) -> None:
         """Write records.csv and checkpoint.pt.
 
         The checkpoint comes last: a run that is killed between the two files goes on from the
         checkpoint before, and writes both again.
         """
         state = {
+            "id": trial.id,
             "training": training.state_dict(),
             "records": self.records,
+            "stretches": self.stretches,
             "wall_seconds": self.wall_seconds,
         }
 
@@ -358,31 +570,51 @@ class _History:
         write_whole(folder / "checkpoint.pt", save_state)
 
 
-def _open_folder(folder: Path) -> None:
-    """Make the folder, and remove what a killed process was writing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in folder.glob(".*"):
-        part.unlink()
-
-
-def _resume(folder: Path, training: Training) -> _History:
-    """Load the folder's checkpoint into the training, if there is one."""
+def _open(folder: Path, trial: Trial, training: Training, if_code_changed: str) -> _History:
+    """Make the folder, or load its checkpoint into the training."""
     checkpoint = folder / "checkpoint.pt"
-    if not checkpoint.exists():
-        return _History(records=[], wall_seconds=0.0)
+    state = _read_checkpoint(checkpoint, trial, training.device) if checkpoint.exists() else None
+    if state is not None:
+        changed = _changed_code(state["stretches"], trial.model)
+        if changed and if_code_changed == "refuse":
+            raise ValueError(_other_code(folder, "begun", changed))
+        if changed and if_code_changed == "repeat":
+            _put_aside(folder)
+            state = None
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    if state is None:
+        history = _History(records=[], stretches=[], wall_seconds=0.0)
+    else:
+        training.load_state_dict(state["training"])
+        history = _History(state["records"], state["stretches"], state["wall_seconds"])
+    history.begin_stretch(trial, training)
+    return history
+
+
+def _read_checkpoint(path: Path, trial: Trial, device: torch.device) -> dict[str, Any]:
+    advice = f"Delete the folder {path.parent} to begin this run anew."
     try:
-        state = torch.load(checkpoint, weights_only=True, map_location=training.device)
+        content = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()  # compares the checksums
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        state = torch.load(io.BytesIO(content), weights_only=True, map_location=device)
+        of = state["id"]
     except Exception as error:  # a damaged file can raise nearly anything
-        raise ValueError(
-            f"{checkpoint} cannot be read ({error}). "
-            f"Delete the folder {folder} to begin this run anew."
-        ) from error
-    training.load_state_dict(state["training"])
-    return _History(state["records"], state["wall_seconds"])
+        raise ValueError(f"{path} cannot be read ({error}). {advice}") from error
+    if of != trial.id:
+        raise ValueError(f"{path} is of the run {of}, not of {trial.id}. {advice}")
+    return state
 
 
 def _finish(folder: Path, trial: Trial, training: Training, history: _History) -> None:
     """Judge the final model if the trial asks for it, and write that the run is done."""
+    if history.last is not None and history.last.accuracy is None:
+        # of a run without evaluations, the last record is kept
+        history.add(history.last, training)
+        history.save(folder, trial, training)
     final = {}
     if trial.final_restarts:
         images, labels = training.data.test(slice(trial.final_size))
@@ -391,7 +623,7 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         final["robust_accuracy"] = robust_accuracy(training.model, images, labels, judge)
     info = {
         "status": "done",
-        **provenance(trial, training),
+        **history.origin(trial, training),
         "wall_seconds": history.wall_seconds,
         "final": final,
     }
@@ -399,13 +631,34 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
 
 
 def is_done(folder: str | Path) -> bool:
-    """Whether a run is finished. Its run.json alone says so, and is written last."""
+    """Whether a run is finished. Its run.json alone says so, and is written last.
+
+    Raises: ValueError: the run.json cannot be read.
+    """
+    if not (Path(folder) / "run.json").exists():
+        return False
+    return read_run(folder)["status"] == "done"
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """What the run.json in a run's folder says.
+
+    Raises: ValueError: it cannot be read, or is none of a run; the message names it.
+    """
     path = Path(folder) / "run.json"
-    return path.exists() and json.loads(path.read_text())["status"] == "done"
+    try:
+        info = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}). Delete the folder to begin this run anew."
+        ) from error
+    if not isinstance(info, dict) or not {"status", "id", "trial"} <= set(info):
+        raise ValueError(f"{path} is not the run.json of a run of catlib.")
+    return info
 
 
 def provenance(trial: Trial, training: Training) -> dict[str, Any]:
-    """What one must know to believe a number: settings, versions, device, code revision, time."""
+    """What one must know to believe a number: settings, versions, device, code, time."""
     versions = {"python": platform.python_version(), "catlib": catlib.__version__}
     for name in ("torch", "torchvision", "numpy"):
         versions[name] = version(name)
@@ -416,6 +669,7 @@ def provenance(trial: Trial, training: Training) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions,
         "revision": revision(),
+        "code": code_of(trial.model),
         "command": " ".join(sys.argv),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -438,14 +692,39 @@ def revision() -> str:
 
 
 def read_records(root: str | Path = "runs") -> pd.DataFrame:
-    """Every record of every finished run in a folder, with the run's id and settings as columns."""
+    """Every record of every finished run in a folder, with the run's id and settings as columns.
+
+    A warning names the runs that cannot be read, which are left out, and those of other code than
+    this one, which are not. Runs that were put aside are left out.
+    """
     tables = []
+    unreadable = []
+    of_other_code = []
     for path in sorted(Path(root).glob("*/run.json")):
-        if not is_done(path.parent):
+        folder = path.parent
+        if REPLACED in folder.name:
             continue
-        info = json.loads(path.read_text())
-        records = pd.read_csv(path.parent / "records.csv")
-        tables.append(records.assign(id=info["id"], **info["trial"]))
+        try:
+            if not is_done(folder):
+                continue
+            info = read_run(folder)
+            records = pd.read_csv(folder / "records.csv").dropna(axis="columns", how="all")
+            table = records.assign(id=info["id"], **info["trial"])
+            changed = _changed_code(_stretches_of(info), info["trial"]["model"])
+        except Exception as error:  # a file from elsewhere can raise nearly anything
+            unreadable.append(f"{path} ({error})")
+            continue
+        tables.append(table)
+        if changed:
+            of_other_code.append(folder.name)
+    if unreadable:
+        warnings.warn(f"left out, as they cannot be read: {'; '.join(unreadable)}", stacklevel=2)
+    if of_other_code:
+        warnings.warn(
+            f"made by other code than this, in {root}: {', '.join(of_other_code)}. "
+            "run(..., if_code_changed='repeat') makes a run anew.",
+            stacklevel=2,
+        )
     if not tables:
         return pd.DataFrame()
     return pd.concat(tables, ignore_index=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from catlib import PGD, Training, information_gain, smooth
+from catlib.attacks import Network, check_adversarial
 from catlib.evaluation import judging
 
 STARTS = ("same", "fresh")
@@ -83,16 +84,20 @@ def adversarial_logits(
     """
     if not len(images):
         raise ValueError("there are no images to attack.")
-    options = {}
-    if isinstance(attack, PGD):
-        options["generator"] = torch.Generator(images.device).manual_seed(seed)
+    network = Network(model)
+    generator = torch.Generator(images.device).manual_seed(seed)
     logits = []
-    with judging(model, images.device):
+    with judging(model, images.device) as interrupts:
         torch.manual_seed(seed)
-        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            adversarial = attack(model, x, y, **options)
+        batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        for x, y in interrupts.polled(batches):
+            if isinstance(attack, PGD):
+                adversarial = attack(model, x, y, generator=generator)
+            else:
+                with interrupts.allowed():
+                    adversarial = check_adversarial(attack(model, x.clone(), y.clone()), x)
             with torch.no_grad():
-                logits.append(model(adversarial))
+                logits.append(network(adversarial))
     return torch.cat(logits)
 
 

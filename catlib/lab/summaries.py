@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .compare import COSTS, difference, ends, speed_table
+from .compare import COSTS, costs, did_not_learn, difference, ends, speed_row
 from .study.plan import Piece, pieces_of, profiles
 
 Tables = dict[str, pd.DataFrame]
@@ -102,7 +102,7 @@ def summary(tables: Tables) -> pd.DataFrame:
 
     The ratio is paired by seed.
     """
-    parts = []
+    rows = []
     for one in comparisons(tables):
         names = {
             one.baseline: "baseline_cost",
@@ -110,17 +110,15 @@ def summary(tables: Tables) -> pd.DataFrame:
             one.arm: "arm_cost",
             f"{one.arm} reached": "arm_reached",
         }
-        for metric, percents in one.levels.items():
-            levels = [level / 100 for level in percents]
+        both = one.records[one.records.arm.isin([one.baseline, one.arm])]
+        for metric, levels in one.levels.items():
+            took = {level: costs(both, level / 100, metric) for level in levels}
             for cost in COSTS:
-                speed = speed_table(
-                    one.records, levels, metric, cost, baseline=one.baseline, arm=one.arm
-                )
-                parts.append(speed.rename(columns=names).assign(**one.keys))
-    if not parts:
-        return pd.DataFrame(columns=KEYS)
-    whole = pd.concat(parts, ignore_index=True).round(3)
-    return whole[KEYS + [name for name in whole if name not in KEYS]]
+                for level in levels:
+                    row = one.keys | {"metric": metric, "level": float(level), "cost": cost}
+                    speed = speed_row(took[level], cost, baseline=one.baseline, arm=one.arm)
+                    rows.append(row | {names.get(name, name): speed[name] for name in speed})
+    return pd.DataFrame(rows, columns=None if rows else KEYS).round(3)
 
 
 def final(tables: Tables) -> pd.DataFrame:
@@ -140,7 +138,8 @@ def final(tables: Tables) -> pd.DataFrame:
                 row[f"{name}_sd"] = arm[name].std()
         gap = difference(arm.robust_accuracy, baseline.robust_accuracy)
         row |= {"difference": round(gap.value, 4) + 0.0}  # not -0.0
-        row |= {"low": gap.low, "high": gap.high}
+        row |= {"low": gap.low, "high": gap.high, "p": gap.p}
+        row["did_not_learn"] = did_not_learn(last)[one.arm]
         row["coverage"] = arm.coverage.mean()
         rows.append(row)
     return pd.DataFrame(rows).round(4)

@@ -1,0 +1,116 @@
+"""What keeps a training whole: its arguments and states are checked first, its buffers put back."""
+
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class BufferCopy:
+    """A copy of a model's buffers, such as the statistics of batch norm, that a forward changes.
+
+    Only buffers that the model has now are copied. Nothing here waits for a GPU.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._places: list[tuple[nn.Module, str]] = []  # of every buffer: its module, its name
+        for module in model.modules():
+            for name, _ in module.named_buffers(recurse=False):
+                self._places.append((module, name))
+        self._copies: list[Tensor] = []
+
+    def take(self) -> None:
+        """Copy the buffers as they are now."""
+        current = [module.get_buffer(name) for module, name in self._places]
+        if not self._fits(current):
+            self._copies = [buffer.clone() for buffer in current]
+        elif current:
+            torch._foreach_copy_(self._copies, current)
+
+    def _fits(self, current: list[Tensor]) -> bool:
+        if len(self._copies) != len(current):
+            return False
+        pairs = zip(self._copies, current, strict=True)
+        return all(kept.shape == now.shape and kept.dtype == now.dtype for kept, now in pairs)
+
+    def put_back(self) -> None:
+        """Give the buffers the values that they had at the last ``take()``."""
+        for (module, name), kept in zip(self._places, self._copies, strict=True):
+            buffer = module.get_buffer(name)
+            if buffer.shape == kept.shape and buffer.dtype == kept.dtype:
+                with torch.no_grad():
+                    buffer.copy_(kept)
+            else:
+                setattr(module, name, kept.clone())
+
+
+def check_count(name: str, value: Any, *, at_least: int) -> None:
+    """Raise ValueError if a value is no integer, or too small."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
+
+
+def check_sampler(sampler: Any, n: int) -> None:
+    """Raise TypeError or ValueError if a sampler cannot be trained with on n examples."""
+    if not hasattr(sampler, "update"):
+        raise TypeError(
+            f"sampler is a {type(sampler).__name__} without update(indices, gain); see CaseSampler."
+        )
+    if getattr(sampler, "n", n) != n:
+        raise ValueError(f"the sampler draws from {sampler.n} examples; the data have {n}.")
+
+
+def check_optimizer(
+    optimizer: torch.optim.Optimizer | None,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+    model: nn.Module,
+) -> None:
+    """Raise TypeError or ValueError if these cannot train the model once an iteration."""
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise TypeError(
+            "scheduler is a ReduceLROnPlateau, which steps by a metric; "
+            "use one that steps without arguments."
+        )
+    if scheduler is not None and getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError("the scheduler is of another optimizer than the one that is given.")
+    if optimizer is None:
+        return
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError("optimizer is LBFGS, which needs a closure; use one that steps without.")
+    ours = {id(parameter) for parameter in model.parameters()}
+    theirs = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    foreign = [parameter for parameter in theirs if parameter not in ours]
+    if foreign:
+        raise ValueError(
+            f"{len(foreign)} of the optimizer's {len(theirs)} parameters are not the model's; "
+            "build it from model.parameters()."
+        )
+
+
+def check_weights(state: dict[str, Any], model: nn.Module) -> None:
+    """Raise ValueError if this is no ``state_dict()`` of such a model, or not finite."""
+    expected = model.state_dict()
+    for name in expected:
+        if name not in state:
+            raise ValueError(f"the state is of another model: it has no {name}.")
+    for name, given in state.items():
+        if name not in expected:
+            raise ValueError(f"the state is of another model: this one has no {name}.")
+        if _form(given) != _form(expected[name]):
+            raise ValueError(
+                f"the state is of another model: its {name} is {_form(given)}; "
+                f"here it is {_form(expected[name])}."
+            )
+    for name, _ in model.named_parameters():
+        if not state[name].isfinite().all():
+            raise ValueError(
+                f"the state's weights {name} are not finite: the training had diverged, or the "
+                "state is damaged. Use an earlier one."
+            )
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
