@@ -1,6 +1,5 @@
 """What keeps a training whole: its arguments and states are checked first, its buffers put back."""
 
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -43,12 +42,6 @@ class BufferCopy:
                     buffer.copy_(kept)
             else:
                 setattr(module, name, kept.clone())
-
-
-def check_count(name: str, value: Any, *, at_least: int) -> None:
-    """Raise ValueError if a value is no integer, or too small."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
 
 
 def check_sampler(sampler: Any, n: int) -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attacks import PGD
+from .attacks import PGD, check_adversarial, check_count, check_logits
 from .data import Data
 from .evaluation import accuracy, robust_accuracy
 from .gain import information_gain
-from .guards import BufferCopy, check_count, check_optimizer, check_sampler, check_weights
+from .guards import BufferCopy, check_optimizer, check_sampler, check_weights
 from .interrupts import deferred_interrupts
 from .kernels.step import compiled
 
@@ -297,12 +297,8 @@ class Training(Iterator[Record]):
                 self._spent += (attack.steps + verdicts) * attack.restarts * len(images)
             # images and labels come from the data set, which was checked when it was loaded
             return attack(network, images, labels, generator=self._generator, check=False)
-        adversarial = attack(self._network, images, labels).detach()
-        if adversarial.shape != images.shape:
-            raise ValueError(
-                f"the attack returned {tuple(adversarial.shape)} for images {tuple(images.shape)}."
-            )
-        return adversarial
+        # pixels that are not finite show in the loss
+        return check_adversarial(attack(self._network, images, labels), images, finite=False)
 
     def _update(
         self, adversarial: Tensor, labels: Tensor, on_host: bool
@@ -310,7 +306,7 @@ class Training(Iterator[Record]):
         """Train on the batch; its loss, logits and information gain, all from before the update."""
         self.model.train()
         self.optimizer.zero_grad()
-        logits = self._network(adversarial)
+        logits = check_logits(self._network(adversarial), len(labels))
         loss = nn.functional.cross_entropy(logits, labels)
         # a copy, because a CUDA graph writes over its output
         kept = logits.detach().to(torch.float32, copy=True)

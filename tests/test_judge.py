@@ -409,7 +409,7 @@ def test_the_bar_names_each_measurement_and_the_time_left(classifier, digits, ca
         ({"epsilon": 0}, "epsilon is 0; it must be above 0"),
         ({"epsilon": "8/255"}, "epsilon is '8/255'"),
         ({"norm": "l1"}, "norm is 'l1'"),
-        ({"images": 0}, "images is 0; it must be a whole number of at least 1"),
+        ({"images": 0}, "images is 0; it must be an integer of at least 1"),
         ({"images": 2.5}, "images is 2.5"),
         ({"autoattack": -1}, "autoattack is -1"),
         ({"model": Net(classes=7)}, "Net returns 7 logits"),

@@ -74,8 +74,8 @@ def test_the_front_page_and_the_readme_say_the_same_of_every_notebook(tmp_path):
 
 @pytest.mark.parametrize("document", [paths.README, site.INSTRUCTORS], ids=lambda path: path.name)
 def test_the_table_of_the_course_is_in_step(document, tmp_path):
-    copy = tmp_path / "docs" / document.name  # at the same depth, so that links are the same
-    copy.parent.mkdir()
+    copy = tmp_path / document.relative_to(paths.ROOT)  # so that links are the same
+    copy.parent.mkdir(exist_ok=True)
     copy.write_bytes(document.read_bytes())
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()

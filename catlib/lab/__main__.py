@@ -190,15 +190,19 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cell-timeout", type=positive, default=3600, help="seconds that one cell may take"
     )
+    add_if_code_changed(parser)
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done")
+    parser.add_argument(
+        "--table", action="store_true", help="only write and show the table of all runs in --out"
+    )
+
+
+def add_if_code_changed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--if-code-changed",
         choices=("refuse", "repeat", "reuse"),
         default="refuse",
-        help="what to do with runs that other code finished (default: refuse)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done")
-    parser.add_argument(
-        "--table", action="store_true", help="only write and show the table of all runs in --out"
+        help="what to do with runs that other code made (default: refuse)",
     )
 
 
@@ -226,6 +230,7 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="runs at a time; more than one are processes with one thread each (default: 1)",
     )
+    add_if_code_changed(parser)
     parser.add_argument("--runs", type=Path, help="folder of the runs and their checkpoints")
     parser.add_argument("--results", type=Path, help="folder of the tables")
     parser.add_argument("--list", action="store_true", help="show the pieces and what is done")
@@ -456,6 +461,7 @@ def run_study(options: argparse.Namespace) -> int:
         runs=options.runs,
         results=options.results,
         workers=options.workers,
+        if_code_changed=options.if_code_changed,
     )
     if done:
         return 0

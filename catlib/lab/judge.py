@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 import catlib
 from catlib import PGD, Data, accuracy, build_model, check_model, load_data, robust_accuracy
+from catlib.attacks import check_count
 from catlib.models import MODELS
 from catlib.own import check_classifier
 
@@ -150,8 +151,9 @@ def judge(
     attack = PGD(epsilon, steps=20, restarts=10, norm=norm)
     if not epsilon > 0:
         raise ValueError(f"epsilon is {epsilon!r}; it must be above 0, in units of [0, 1].")
-    _check_count("images", images, 1)
-    _check_count("autoattack", autoattack, 0)
+    if images is not None:
+        check_count("images", images, at_least=1)
+    check_count("autoattack", autoattack, at_least=0)
     if isinstance(data, str):
         data = load_data(data)
     name = model if isinstance(model, str) else type(model).__name__
@@ -186,13 +188,6 @@ def judge(
         versions=_versions(autoattack),
         seconds=round(time.perf_counter() - started, 1),
     )
-
-
-def _check_count(name: str, value: int | None, least: int) -> None:
-    if value is None and name == "images":
-        return
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
 
 
 def _test_images(model: nn.Module, data: Data, count: int | None) -> tuple[Tensor, Tensor]:

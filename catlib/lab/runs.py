@@ -51,8 +51,8 @@ from catlib import (
     robust_accuracy,
 )
 
+from ..attacks import check_count
 from ..files import remove_leftovers, write_whole
-from ..guards import check_count
 from ..training import choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
 from .paths import ROOT
@@ -405,7 +405,7 @@ def run(
         if _is_usable(folder, trial, if_code_changed):
             return folder
         if is_done(folder):
-            _put_aside(folder)
+            put_aside(folder)
         history = _open(folder, trial, training, if_code_changed)
         write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
         for record in records_of(trial, training):
@@ -500,7 +500,7 @@ def _words_for(holder: Path) -> str:
         return "another process"
 
 
-def _put_aside(folder: Path) -> None:
+def put_aside(folder: Path) -> None:
     """Rename a run's folder, to one that :func:`read_records` does not read."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     folder.rename(folder.with_name(f"{folder.name}{REPLACED}{now}"))
@@ -579,7 +579,7 @@ def _open(folder: Path, trial: Trial, training: Training, if_code_changed: str) 
         if changed and if_code_changed == "refuse":
             raise ValueError(_other_code(folder, "begun", changed))
         if changed and if_code_changed == "repeat":
-            _put_aside(folder)
+            put_aside(folder)
             state = None
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)

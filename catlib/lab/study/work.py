@@ -21,7 +21,17 @@ from ..batch import execute, parameter_names
 from ..batch.engine import Failure, Job, Pause, Processes, Result, ThisProcess, run_jobs
 from ..judge import AUTOATTACK_PART, Measurement, measurements, together
 from ..paths import NOTEBOOKS, RESULTS, ROOT
-from ..runs import Trial, build_training, is_done, provenance, run, write_json
+from ..runs import (
+    IF_CODE_CHANGED,
+    Trial,
+    build_training,
+    changed_code,
+    is_done,
+    provenance,
+    put_aside,
+    run,
+    write_json,
+)
 from ..similarity import neighbour_similarity, staleness
 from ..site import write_site
 from .plan import Piece, pieces_of
@@ -40,6 +50,7 @@ def study(
     runs: Path | None = None,
     results: Path | None = None,
     workers: int = 1,
+    if_code_changed: str = "refuse",
 ) -> bool:
     """Run the pieces of a profile, or those named.
 
@@ -49,11 +60,14 @@ def study(
         results: folder of the tables; None is ``data/results``, for smoke and tiny ``results``
             beside the runs.
         workers: runs at a time; 1 runs them in this process, more in processes of their own.
+        if_code_changed: what to do with runs that other code made: "refuse" raises an error,
+            "repeat" puts them aside and makes them anew, "reuse" takes them as they are.
 
     Returns: True when all of it is done, False when the time was up before.
 
     Raises:
-        ValueError: there is no such profile, or it has no piece of one of the names.
+        ValueError: there is no such profile, or it has no piece of one of the names; or there are
+            runs of other code, and they are to be refused.
         Failure: some runs failed; all others were done before.
     """
     runs, results = folders(profile, scale, runs, results)
@@ -66,6 +80,7 @@ def study(
             f"it has: {', '.join(piece.name for piece in pieces)}."
         )
     chosen = [piece for piece in pieces if not names or piece.name in names]
+    settle_other_code(chosen, runs, if_code_changed)
     failed: list[Result] = []
     try:
         with ThisProcess() if workers == 1 else Processes(workers) as where:
@@ -77,6 +92,41 @@ def study(
         files = "".join(f"\n    {result.job.error_file}" for result in failed)
         raise Failure(f"{len(failed)} runs failed; why, is said in{files}")
     return True
+
+
+def settle_other_code(pieces: Sequence[Piece], runs: Path, if_code_changed: str) -> None:
+    """Refuse the runs that other code made, put them aside, or leave them, as is asked for.
+
+    Raises: ValueError: there are such runs, and they are to be refused.
+    """
+    if if_code_changed not in IF_CODE_CHANGED:
+        raise ValueError(
+            f"if_code_changed is {if_code_changed!r}; "
+            f"it must be one of {', '.join(IF_CODE_CHANGED)}."
+        )
+    if if_code_changed == "reuse":
+        return
+    places = {run_folder(piece, runs, trial) for piece in pieces for _, trial in piece.trials}
+    made = [folder for folder in sorted(places) if (folder / "run.json").exists()]
+    changed = {folder: changed_code(folder) for folder in made}
+    other = [folder for folder in made if changed[folder]]
+    if other and if_code_changed == "refuse":
+        files = ", ".join(changed[other[0]][:5])
+        raise ValueError(
+            f"{len(other)} of {len(made)} runs in {runs} were made by other code, such as "
+            f"{other[0].name}; what differs: {files}. Say what to do with them: "
+            "--if-code-changed repeat (make them anew) or reuse (take them as they are); "
+            "or choose another folder with --runs."
+        )
+    for folder in other:
+        put_aside(folder)
+
+
+def run_folder(piece: Piece, runs: Path, trial: Trial) -> Path:
+    """Where a piece keeps what it measures of a trial."""
+    if piece.kind == "similarity":
+        return similarity_folder(runs, trial)
+    return runs / trial.id
 
 
 def folders(
@@ -95,10 +145,7 @@ def progress(profile: str, scale: str, runs: Path | None = None) -> Iterator[tup
     """The pieces of a profile, each with how many of its trials are done."""
     runs, _ = folders(profile, scale, runs)
     for piece in pieces_of(profile, scale):
-        if piece.kind == "similarity":
-            done = [is_done(similarity_folder(runs, trial)) for _, trial in piece.trials]
-        else:
-            done = [is_done(runs / trial.id) for _, trial in piece.trials]
+        done = [is_done(run_folder(piece, runs, trial)) for _, trial in piece.trials]
         yield piece, sum(done)
 
 
@@ -181,7 +228,8 @@ def train_one(trial: Trial, runs: Path, deadline: float, *, keep_best: bool) -> 
 
     outcome = "done"
     try:
-        run(trial, runs, observe=observe)
+        # runs of other code were refused, put aside or accepted before anything began
+        run(trial, runs, observe=observe, if_code_changed="reuse")
     except FloatingPointError as error:  # this is a result of the study, not a failure of the run
         record_divergence(trial, folder, error)
         outcome = "diverged"
