@@ -28,7 +28,7 @@ LAB_FLOORS = [
     {"runs", "baselines"},
     {"batch", "compare", "figures", "judge", "similarity", "site"},
     {"diagrams"},
-    {"study", "background", "panel", "exercises", "editions", "environment"},
+    {"study", "background", "panel", "explore", "exercises", "editions", "environment"},
     {"summaries", "claims"},
     {"pages"},
     {"__main__"},
