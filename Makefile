@@ -3,6 +3,8 @@ DATASET ?= digits# or mnist, fashion_mnist, cifar10
 PROFILE ?= smoke#  or cpu, paper
 DEVICE  ?= cpu#    or cuda
 JOBS    ?= 2#      tests at a time
+BASE_URL ?=#       where the site will be published, such as https://owner.github.io/name
+WORKERS ?=#        runs at a time in run and study
 VENV    ?= .venv
 
 PYTHON := $(VENV)/bin/python
@@ -18,13 +20,13 @@ ifneq ($(CATLIB_DATA),)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab bench study course lint clean
+.PHONY: help run test lab bench study course slides student lint clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(READY)  ## execute the notebooks on DATASET and print the AT-against-CAT table
-	$(PYTHON) -m catlib.lab run --dataset $(DATASET)
+	$(PYTHON) -m catlib.lab run --dataset $(DATASET) $(if $(WORKERS),--workers $(WORKERS))
 
 # What is watched in a browser is timed, so it runs alone. In the rest a worker gets a file at a time
 # (loadscope), since the cells of a notebook share a kernel.
@@ -33,17 +35,24 @@ test: lint  ## check style and types, and run every test, the notebooks included
 	OMP_NUM_THREADS=1 CATLIB_HEADLESS=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadscope --ignore=tests/browser \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout 600 tests $(NOTEBOOKS)
 
-lab: $(READY)  ## open the course in JupyterLab, on this machine only
-	$(PYTHON) -m jupyterlab --ip=127.0.0.1 --preferred-dir=notebooks
+lab: $(READY)  ## open notebook 00 in JupyterLab, on this machine only
+	$(PYTHON) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
 bench: $(READY)  ## measure against other implementations on DEVICE
 	CATLIB_DEVICE=$(DEVICE) $(PYTHON) -m pytest tests/benchmarks
 
 study: $(READY)  ## run the study of the paper's claims at the size PROFILE
-	$(PYTHON) -m catlib.lab study --profile $(PROFILE)
+	$(PYTHON) -m catlib.lab study --profile $(PROFILE) $(if $(WORKERS),--workers $(WORKERS))
 
-course: $(READY)  ## write the executed notebooks as a static site to runs/course
-	$(PYTHON) -m catlib.lab course --dataset $(DATASET)
+course: $(READY)  ## write the notebooks as a site to runs/course; BASE_URL adds addresses
+	$(PYTHON) -m catlib.lab course --dataset $(DATASET) $(if $(BASE_URL),--base-url $(BASE_URL))
+
+slides: $(READY)  ## write every notebook as slides to runs/slides
+	$(PYTHON) -m catlib.lab editions slides
+
+student: $(READY)  ## write the lessons without outputs, and assignments for nbgrader
+	$(PYTHON) -m catlib.lab editions student
+	$(PYTHON) -m catlib.lab editions graded
 
 lint: $(READY)  ## check style, format and types alone, notebooks included
 	$(VENV)/bin/ruff check .

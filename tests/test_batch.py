@@ -12,7 +12,7 @@ from nbclient.exceptions import CellTimeoutError
 
 from catlib.lab import __main__ as command_line
 from catlib.lab import batch
-from catlib.lab.site import write_site
+from catlib.lab.batch import notebooks, series
 
 CODE = (
     "import json, os\n"
@@ -117,42 +117,19 @@ def test_a_cell_has_a_time_limit(tmp_path):
 def test_a_series_goes_on_after_a_failure_and_says_where(tmp_path, monkeypatch, capsys):
     good = notebook(tmp_path / "00_good.ipynb", "print(dataset)", parameters="dataset = 'digits'")
     bad = notebook(tmp_path / "01_bad.ipynb", "undefined", parameters="seed = 0")
-    monkeypatch.setattr(batch, "course_notebooks", lambda: [good, bad])
-    assert command_line.execute_course("mnist", tmp_path / "runs") == ["01_bad"]
-    printed, folder = capsys.readouterr().out, tmp_path / "runs" / "mnist"
+    monkeypatch.setattr(series, "course_notebooks", lambda: [good, bad])
+    assert command_line.execute_course("digits", tmp_path / "runs") == ["01_bad"]
+    printed, folder = capsys.readouterr().out, tmp_path / "runs" / "digits"
     assert "NameError: name 'undefined' is not defined" in printed and "00_good" in printed
-    assert nbformat.read(folder / "00_good.ipynb", 4).cells[-1].outputs[0].text == "mnist\n"
+    assert nbformat.read(folder / "00_good.ipynb", 4).cells[-1].outputs[0].text == "digits\n"
     assert (folder / "index.html").exists() and not (folder / "01_bad.html").exists()
 
 
 def test_refreshed_notebooks_carry_no_trace_of_the_machine(tmp_path, monkeypatch):
     source = notebook(tmp_path / "00_a.ipynb", "print(seed)", parameters="seed = 3")
-    monkeypatch.setattr(batch, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     batch.refresh([source])
     node, text = nbformat.read(source, 4), source.read_text()
     assert node.cells[-1].outputs[0].text == "3\n" and node.cells[-1].execution_count
     assert "papermill" not in text and str(tmp_path) not in text
     assert node.cells[1].metadata.tags == ["parameters"]
-
-
-def test_a_folded_cell_stays_folded_on_its_page(tmp_path):
-    source = notebook(tmp_path / "00_a.ipynb", "'the answer'")
-    node = nbformat.read(source, 4)
-    node.cells[-1].metadata.jupyter = {"source_hidden": True}
-    nbformat.write(node, source)
-    write_site([source], tmp_path / "site")
-    page = (tmp_path / "site" / "00_a.html").read_text()
-    assert page.count("<details>") == 1
-    assert "the answer" in page[page.index("<details>") : page.index("</details>")]
-
-
-def test_a_page_can_be_read_without_a_network(tmp_path):
-    pages = [notebook(tmp_path / f"0{i}_a.ipynb", "1") for i in range(2)]
-    write_site(pages, tmp_path / "site")
-    index, first = ((tmp_path / "site" / name).read_text() for name in ("index.html", "00_a.html"))
-    assert 'href="00_a.html"' in index and 'href="01_a.html"' in first
-    assert (
-        "<math" in first
-        and '<script src="http' not in first
-        and '<link rel="stylesheet" href="http' not in first
-    )

@@ -221,6 +221,23 @@ def test_the_cheap_rival_is_said_together_with_what_it_loses():
 
 
 @measured
+def test_the_readme_says_what_the_findings_say():
+    """The three sentences on the README: the verdict's word, and the two numbers of the rival."""
+    front = pages.front(TABLES)
+    long = pages.findings(TABLES)
+    word = re.search(r"that CAT is faster is ([a-z ]+)\.", long)[1]
+    assert f"robust sooner is **{word}** on MNIST" in front
+    bounds = re.search(r"CAT at most \d+ % faster or \d+ % slower", long)
+    assert bounds is None or bounds[0] in front
+    gaps = final_gaps(TABLES["cpu_mnist_cheap"], "N-FGSM", "AT")
+    ends = re.search(r"ends ([\d.]+) points (lower|higher)", front)
+    assert float(ends[1]) == pytest.approx(abs(gaps.mean()), abs=0.051)
+    assert ends[2] == ("lower" if gaps.mean() < 0 else "higher")
+    factor = float(re.search(r"by a factor of ([\d.]+) \[", long)[1])
+    assert f"takes {factor:.0f} times fewer" in front
+
+
+@measured
 def test_every_verdict_is_one_of_five_words():
     words = {"holds", "holds in part", "not shown", "contradicted", "not tested"}
     checked = 0
@@ -236,20 +253,20 @@ def test_every_verdict_is_one_of_five_words():
 
 
 @measured
-def test_page_and_readme_say_the_same_about_a_claim():
-    """Every row of the README is part of that claim's row on the page."""
-    readme = README.read_text(encoding="utf-8")
+def test_the_two_pages_say_the_same_about_a_claim():
+    """Every row of docs/tables.md is part of that claim's row on the claims page."""
+    printed = pages.printed_tables(TABLES)
     page = pages.claims_page(TABLES)
     for claim in claims.cell_claims():
         best = next((table for table in claim.tables if table in TABLES), None)
         if best is None:
             continue
         verdict = str(claims.answer(claim, TABLES[best], best).verdict)
-        of_page, of_readme = (
+        of_page, of_printed = (
             next(line for line in text.splitlines() if f"| {claim.text} |" in line)
-            for text in (page, readme)
+            for text in (page, printed)
         )
-        assert of_readme.endswith(f"| {verdict} |")
+        assert of_printed.endswith(f"| {verdict} |")
         assert verdict in of_page
 
 
@@ -341,7 +358,7 @@ def test_a_level_that_is_best_at_the_end_of_the_range_is_no_peak():
 def test_a_changed_number_in_a_table_changes_the_page():
     slow, fast = ({"cpu_mnist_tables": records(100, cat)} for cat in (90, 50))
     assert pages.claims_page(slow) != pages.claims_page(fast)
-    assert pages.readme_results(slow) != pages.readme_results(fast)
+    assert pages.printed_tables(slow) != pages.printed_tables(fast)
 
 
 def test_the_audit_counts_within_the_printed_iterations_alone():

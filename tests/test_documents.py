@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import catlib
 
 ROOT = Path(catlib.__file__).resolve().parents[1]
+DOCUMENTS = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
+DOCUMENTS += ["CONTRIBUTING.md", "data/README.md", "data/results/README.md"]
 
 
 def code_of(document: str, number: int = 0) -> str:
@@ -38,3 +41,39 @@ def test_the_data_notes_state_the_checksums_of_the_real_data(real_data):
         fingerprint(real_data.x_test, real_data.y_test),
     ]
     assert found == checksums_of(real_data.name)
+
+
+def test_the_loop_of_the_readme_trains_a_model(digits):
+    images, labels = digits.train(slice(200))
+    model = catlib.build_model("cnn", digits)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    names = {"images": images, "labels": labels, "model": model, "optimizer": optimizer}
+    before = catlib.accuracy(model, images, labels)
+    code = code_of("README.md").replace("steps=10", "steps=1").replace("number=128", "number=50")
+    for _ in range(10):
+        exec(code, names)
+    assert catlib.accuracy(model, images, labels) > before + 0.2
+    assert (names["sampler"].weights != 1).any()
+
+
+def test_the_examples_of_your_own_data_and_model_run(tmp_path, monkeypatch, capsys):
+    names = {}
+    exec(code_of("docs/own.md"), names)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["3", "6"]
+    (tmp_path / "my_models.py").write_text(code_of("docs/own.md", 1))
+    monkeypatch.chdir(tmp_path)
+    model = catlib.build_model("my_models:small", names["data"])
+    assert model(names["data"].test()[0]).shape == (50, 3)
+
+
+@pytest.mark.parametrize("document", ["README.md", *sorted(DOCUMENTS)])
+def test_links_between_documents_lead_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if not link.startswith("http"):
+            assert (ROOT / document).parent.joinpath(link).exists(), link
+
+
+def test_the_readme_is_a_front_door():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120

@@ -417,3 +417,27 @@ def test_deviations_are_those_of_the_pixels(real_data, digits):
         assert plan.configuration()["deviations"][data.name] == round(
             data.x_train[:5000].double().std().item() / 255, 4
         )
+
+
+def test_runs_of_other_code_are_refused_repeated_or_reused(tmp_path, monkeypatch):
+    small = piece("tables")
+    small = replace(small, trials=quick(small, final_restarts=0).trials[:2])
+    monkeypatch.setattr(work, "pieces_of", lambda *_: [small])
+
+    def run_study(**options):
+        return work.study("smoke", ["tables"], runs=tmp_path, results=tmp_path, **options)
+
+    assert run_study()
+    first = {path: path.read_bytes() for path in tmp_path.glob("*/run.json")}
+    assert run_study()  # nothing has changed
+    for path in first:
+        path.write_text(path.read_text().replace('"catlib/gain.py": "', '"catlib/gain.py": "0'))
+    with pytest.raises(ValueError, match=r"2 of 2 runs .* catlib/gain.py.*--if-code-changed"):
+        run_study()
+    assert run_study(if_code_changed="reuse")
+    assert all('"catlib/gain.py": "0' in path.read_text() for path in first)
+    assert run_study(if_code_changed="repeat")
+    assert not any('"catlib/gain.py": "0' in path.read_text() for path in first)
+    assert run_study()
+    with pytest.raises(ValueError, match="if_code_changed is 'perhaps'"):
+        run_study(if_code_changed="perhaps")

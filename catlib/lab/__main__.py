@@ -6,13 +6,20 @@ commands.
 """
 
 import argparse
-import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-PAUSED = 3  # exit status of a study whose time was up: the same command goes on
+from .batch.engine import Failure
+
+# exit statuses beside 0
+FAILED = 1  # some runs failed; the others are done
+REFUSED = 2  # what was asked for is not possible
+PAUSED = 3  # the time of a study was up: the same command goes on
+STOPPED = 130  # by Ctrl-C or SIGTERM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,14 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = command_line().parse_args(given)
     options.given = given
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is like Ctrl-C
     try:
         return options.run(options)
+    except Failure as error:
+        print(f"catlib {given[0]}: {error}", file=sys.stderr)
+        return FAILED
+    except ValueError as error:
+        print(f"catlib {given[0]}: {error}", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on with what is not done yet.", file=sys.stderr)
-        sys.stderr.flush()
-        # A normal exit would wait for the notebooks that still run in threads.
-        # Their kernels end with this process.
-        os._exit(130)
+        return STOPPED
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -44,6 +55,24 @@ def command_line() -> argparse.ArgumentParser:
 
     course = add(commands, "course", build_course, "write the executed notebooks as a site")
     add_series_options(course)
+    course.add_argument(
+        "--base-url",
+        default="",
+        help="where the site will be published; pages then name that address",
+    )
+    course.add_argument(
+        "--repository",
+        default="",
+        help="OWNER/NAME on GitHub for Colab and Binder (default: from a github.io base URL)",
+    )
+
+    editions = add(commands, "editions", write_editions, "write the course for a class")
+    editions.add_argument("edition", choices=("student", "graded", "slides"))
+    editions.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder for what is made (default: runs)"
+    )
+
+    add_batch_options(add(commands, "batch", run_batch, "run trials or a notebook over a grid"))
 
     refresh = add(commands, "refresh", refresh_notebooks, "execute the committed notebooks anew")
     refresh.add_argument("notebooks", nargs="*", type=Path, help="default: all of them")
@@ -52,6 +81,8 @@ def command_line() -> argparse.ArgumentParser:
 
     pages = add(commands, "pages", write_pages, "write the pages of claims from the study's tables")
     pages.add_argument("--results", type=Path, help="folder of the tables (default: data/results)")
+
+    add_judge_options(add(commands, "judge", judge_model, "say how robust a model is"))
 
     exercises = add(commands, "exercises", update_exercises, "copy exercises into the lessons")
     exercises.add_argument(
@@ -80,6 +111,33 @@ def explanation(function: Callable) -> str:
     return "\n".join([first, *(line.removeprefix("    ") for line in rest)])
 
 
+def add_judge_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="module:function, cnn or resnet18")
+    parser.add_argument("--weights", help="file of a state dict, or checkpoint.pt of a run")
+    parser.add_argument("--data", required=True, help="name of a data set, or a path to your own")
+    parser.add_argument("--epsilon", required=True, help="radius of the attack, such as 8/255")
+    parser.add_argument("--norm", default="linf", help="linf or l2 (default: linf)")
+    parser.add_argument("--images", type=int, help="so many test images (default: all)")
+    parser.add_argument(
+        "--autoattack", type=int, default=1000, help="images for AutoAttack (default: 1000)"
+    )
+    parser.add_argument("--json", help="file for the report as JSON")
+
+
+def judge_model(options: argparse.Namespace) -> int:
+    """Say how robust a model is, and whether to believe it.
+
+    example:
+      catlib judge --model my_models:small --weights small.pt --data my.npz --epsilon 8/255
+
+    what comes out: accuracy, robust accuracy under PGD and AutoAttack, the worst class, and what
+    would make these numbers untrustworthy, as a table, and with --json FILE as JSON too.
+    """
+    from .judge import judge_command
+
+    return judge_command(options)
+
+
 def add_series_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
@@ -88,6 +146,63 @@ def add_series_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), help="folder for what is made (default: runs)"
+    )
+    add_workers(parser)
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        help="runs at a time, each in a process with one thread "
+        "(default: as many as cores and memory allow; with GPUs, one for each)",
+    )
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", nargs="?", help="trial, a notebook, or a .toml or .yaml file that describes a batch"
+    )
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="values to try: 0,0.5,0.9 or 0:5 (0 to 4) or 8/255; may be given again",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/batch"),
+        help="folder of the runs (default: runs/batch)",
+    )
+    add_workers(parser)
+    parser.add_argument("--shard", metavar="I/N", help="run only the I-th of N parts of the batch")
+    parser.add_argument("--limit", type=float, help="seconds that one run may take")
+    parser.add_argument(
+        "--cell-timeout", type=positive, default=3600, help="seconds that one cell may take"
+    )
+    add_if_code_changed(parser)
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done")
+    parser.add_argument(
+        "--table", action="store_true", help="only write and show the table of all runs in --out"
+    )
+
+
+def add_if_code_changed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--if-code-changed",
+        choices=("refuse", "repeat", "reuse"),
+        default="refuse",
+        help="what to do with runs that other code made (default: refuse)",
     )
 
 
@@ -109,6 +224,13 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help=f"stop, saved, after so long; the exit status is then {PAUSED}",
     )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        help="runs at a time; more than one are processes with one thread each (default: 1)",
+    )
+    add_if_code_changed(parser)
     parser.add_argument("--runs", type=Path, help="folder of the runs and their checkpoints")
     parser.add_argument("--results", type=Path, help="folder of the tables")
     parser.add_argument("--list", action="store_true", help="show the pieces and what is done")
@@ -129,32 +251,153 @@ def run_course(options: argparse.Namespace) -> int:
       table.csv    AT against CAT, printed at the end
     The exit status is 1 if a notebook failed.
     """
-    return 1 if execute_course(options.dataset, options.out) else 0
+    return FAILED if execute_course(options.dataset, options.out, options.workers) else 0
+
+
+def run_batch(options: argparse.Namespace) -> int:
+    """Run trials, or a notebook, with every combination of the values of their parameters.
+
+    examples:
+      catlib batch trial -p alpha=0,0.5,0.9 -p seed=0:5 -p iterations=100
+      catlib batch notebooks/06_cat_versus_at.ipynb -p alpha=0,0.9 -p seeds=[0],[1]
+      catlib batch sweep.toml --shard 1/4
+      catlib batch --table
+
+    what comes out: a folder OUT/NAME for each run, named by its parameters; OUT/table.csv, all
+    runs joined with their parameters. What is done is not done again, what failed is tried again.
+    A run that fails leaves error.txt (and a notebook NAME.failed.ipynb) and never stops the others.
+    The exit status is 1 if a run failed.
+    """
+    from .batch import units
+
+    if options.table and not options.what:
+        write_batch_table(options.out)
+        return 0
+    what, given = batch_asked_for(options)
+    values = units.values_for(what, given)
+    chosen = units.units_for(
+        what,
+        values,
+        options.out.resolve(),
+        cell_timeout=options.cell_timeout,
+        if_code_changed=options.if_code_changed,
+    )
+    if options.shard:
+        chosen = units.shard(chosen, options.shard)
+    left = units.to_do(chosen, options.if_code_changed)
+    if options.dry_run:
+        for unit in chosen:
+            print(f"{'to do' if unit in left else 'done':<6} {unit.name}")
+    print(f"{len(left)} to do, {len(chosen) - len(left)} done", flush=True)
+    if options.dry_run:
+        return 0
+    failed = []
+    if left and not options.table:
+        units.check_datasets(unit.dataset for unit in left)
+        units.check_folder(options.out)
+        failed = execute_batch(left, options.workers, options.limit)
+    write_batch_table(options.out)
+    for result in failed:
+        print(f"failed: {result.job.name}, see {result.job.error_file}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def batch_asked_for(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """What to run, and the values of its parameters: those of a file, then those of -p."""
+    from .batch.units import read_sweep
+
+    if options.what is None:
+        raise ValueError("say what to run: trial, a notebook, or a .toml or .yaml file")
+    what = options.what
+    given: dict[str, Any] = {}
+    if Path(what).suffix in (".toml", ".yaml", ".yml"):
+        what, given = read_sweep(Path(what))
+    for text in options.parameter:
+        name, _, listed = text.partition("=")
+        if not listed:
+            raise ValueError(f"-p {text}: write NAME=VALUES, as in -p alpha=0,0.5,0.9")
+        given[name] = listed
+    return what, given
+
+
+def execute_batch(units: list, workers: int | None, limit: float | None) -> list:
+    """Run the units in processes; the results of those that failed."""
+    from .batch.engine import Processes, run_jobs, workers_that_fit
+
+    count = min(workers or workers_that_fit(), len(units))
+    with Processes(count, limit=limit) as processes:
+        results = run_jobs(units, processes)
+    return [result for result in results if result.failed]
+
+
+def write_batch_table(out: Path) -> None:
+    """Write OUT/table.csv, and print its columns that differ."""
+    from ..files import write_whole
+    from .batch.table import table_of, telling
+
+    table = table_of(out)
+    if table.empty:
+        print(f"no run in {out} is done")
+        return
+    write_whole(out / "table.csv", table.to_csv(index=False).encode())
+    print(telling(table).to_string(index=False, na_rep=""))
+    print(f"\n{len(table)} rows: {out / 'table.csv'}")
 
 
 def build_course(options: argparse.Namespace) -> int:
     """Write the executed notebooks as a site to publish; execute them first where that is missing.
 
-    example:
+    examples:
       catlib course --dataset digits
+      catlib course --base-url https://owner.github.io/name
 
     what comes out: OUT/course/index.html and a page for each notebook, readable without a network.
-    The exit status is 1 if a notebook failed.
+    With a base URL the pages name their published address; where the repository is known too, they
+    have buttons that open the notebook in Colab and Binder. The exit status is 1 if a notebook
+    failed.
     """
-    from .batch import course_notebooks
-    from .site import write_site
+    from .batch import course_notebooks, series_folder
+    from .site import home, write_site
 
-    executed = [options.out / options.dataset / path.name for path in course_notebooks()]
+    published = home(options.base_url, options.repository)
+    folder = series_folder(options.dataset, options.out)
+    executed = [folder / path.name for path in course_notebooks()]
     failed = []
     if not all(path.exists() for path in executed):
-        failed = execute_course(options.dataset, options.out)
+        failed = execute_course(options.dataset, options.out, options.workers)
     site = options.out / "course"
-    write_site([path for path in executed if path.exists()], site)
+    write_site([path for path in executed if path.exists()], site, published)
     print(f"Read: {(site / 'index.html').resolve()}")
-    return 1 if failed else 0
+    return FAILED if failed else 0
 
 
-def execute_course(dataset: str, out: Path) -> list[str]:
+def write_editions(options: argparse.Namespace) -> int:
+    """Write the course for a class: without outputs, to be graded, or as slides.
+
+    examples:
+      catlib editions student    the lessons without outputs and worked solutions
+      catlib editions graded     the exercises as assignments for nbgrader
+      catlib editions slides     every notebook as slides
+
+    what comes out: OUT/student/NN_*.ipynb; or OUT/graded/source/NN_*/NN_*.ipynb, the folder source
+    of an nbgrader course; or OUT/slides/NN_*.slides.html, which fetch reveal.js from the network
+    when a browser opens them.
+    """
+    from . import editions
+    from .batch import course_notebooks
+
+    write = {
+        "student": editions.write_student,
+        "graded": editions.write_graded,
+        "slides": editions.write_slides,
+    }[options.edition]
+    folder = options.out / options.edition
+    write(course_notebooks(), folder)
+    print(f"Written: {folder.resolve()}")
+    return 0
+
+
+def execute_course(dataset: str, out: Path, workers: int | None = None) -> list[str]:
     """Execute the series, write its site, print AT against CAT.
 
     Returns: the names of the notebooks that failed.
@@ -162,7 +405,7 @@ def execute_course(dataset: str, out: Path) -> list[str]:
     from .batch import run_series
     from .site import write_site
 
-    series = run_series(dataset, out)
+    series = run_series(dataset, out, workers=workers)
     write_site(series.executed, series.folder)
     table = series.folder / "table.csv"
     if table.exists():
@@ -181,7 +424,7 @@ def refresh_notebooks(options: argparse.Namespace) -> int:
       catlib refresh notebooks/06_cat_versus_at.ipynb
 
     what comes out: the same files with fresh outputs and no trace of this machine, and the
-    README's map of the course with their covers.
+    table of the course in README.md and docs/instructors.md.
     """
     from .batch import course_notebooks, refresh
     from .site import write_course_map
@@ -206,21 +449,20 @@ def run_study(options: argparse.Namespace) -> int:
     from .study import study
     from .study.work import progress
 
-    try:
-        if options.list:
-            for piece, done in progress(options.profile, options.scale, options.runs):
-                print(f"{piece.name:<26}{done:>4}/{len(piece.trials):<4} {piece.about}")
-            return 0
-        done = study(
-            options.profile,
-            options.piece,
-            scale=options.scale,
-            minutes=options.minutes,
-            runs=options.runs,
-            results=options.results,
-        )
-    except ValueError as error:
-        return refuse(error)
+    if options.list:
+        for piece, count in progress(options.profile, options.scale, options.runs):
+            print(f"{piece.name:<26}{count:>4}/{len(piece.trials):<4} {piece.about}")
+        return 0
+    done = study(
+        options.profile,
+        options.piece,
+        scale=options.scale,
+        minutes=options.minutes,
+        runs=options.runs,
+        results=options.results,
+        workers=options.workers,
+        if_code_changed=options.if_code_changed,
+    )
     if done:
         return 0
     print(f"The time is up. The same command goes on: catlib {shlex.join(options.given)}")
@@ -274,12 +516,6 @@ def check_environment(options: argparse.Namespace) -> int:
     report = environment_report()
     print(report.to_string())
     return 1 if (report.verdict != "ok").any() else 0
-
-
-def refuse(error: Exception) -> int:
-    """Say why the command cannot be run; returns the exit status of a command given wrongly."""
-    print(f"catlib: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -116,6 +116,16 @@ def claim_row(claim: Claim, tables: Tables) -> dict[str, str]:
     }
 
 
+def front(tables: Tables) -> str:
+    """What was found, in three sentences for the README."""
+    return render(
+        "front.md.j2",
+        speed=_speed(first_there("mnist", tables), tables),
+        rival=_rival(tables),
+        three=_three_times(tables),
+    )
+
+
 def findings(tables: Tables) -> str:
     """What was asked, what was found and how sure it is, from the best tables that are there."""
     printed = paper_table("mnist")["AT/CAT"]
@@ -338,14 +348,14 @@ def yes_or_no(reached: bool, share: float, clean: float | None = None) -> str:
     return f"{word} ({100 * share:.1f} %{beside})"
 
 
-# ------------------------------------------------------------------ the README
+# ------------------------------------------------------------------ Tables 1 and 2
 
 
-def readme_results(tables: Tables) -> str:
-    """Tables 1 and 2 for the project's README."""
+def printed_tables(tables: Tables) -> str:
+    """docs/tables.md: Tables 1 and 2 of the paper beside ours."""
     name = first_there("mnist", tables)
     if name is None:
-        return render("results.md.j2", label=None)
+        return render("results.md.j2", label=None, command=COMMAND)
     rows = []
     for claim in claims.cell_claims():
         best = next((table for table in claim.tables if table in tables), None)
@@ -353,16 +363,17 @@ def readme_results(tables: Tables) -> str:
         if best is None:
             row |= {"ours": "—", "verdict": "not tested: `make study PROFILE=paper`, on a GPU"}
         else:
-            row |= _cell_of_readme(claim, tables[best], best)
+            row |= _cell_of_page(claim, tables[best], best)
         rows.append(row)
     defence = next(claim for claim in claims.all_claims() if claim.measure == "competitive")
     rows.append(
         {"": "Competitive defence effect (abstract)", "paper": defence.paper}
-        | _cell_of_readme(defence, tables[name], name)
+        | _cell_of_page(defence, tables[name], name)
     )
     strong = [table for table in tables_of("mnist_strong") if table in tables]
     return render(
         "results.md.j2",
+        command=COMMAND,
         label=label(name),
         cells=markdown.table(pd.DataFrame(rows)),
         strong=[
@@ -372,7 +383,7 @@ def readme_results(tables: Tables) -> str:
     )
 
 
-def _cell_of_readme(claim: Claim, records: pd.DataFrame, table: str) -> dict[str, str]:
+def _cell_of_page(claim: Claim, records: pd.DataFrame, table: str) -> dict[str, str]:
     answer = claims.answer(claim, records, table)
     return {"ours": ours(claim, answer), "verdict": str(answer.verdict)}
 
@@ -413,8 +424,7 @@ def pages(results: Path, readme: str) -> dict[Path, str]:
         readme: the text of the project's README; the parts between its markers are renewed.
     """
     tables = load_tables(results)
-    readme = markdown.between(readme, "verdict", findings(tables))
-    readme = markdown.between(readme, "results", readme_results(tables))
+    readme = markdown.between(readme, "found", front(tables))
     return {
         results / "summary.csv": _csv(
             summary(tables),
@@ -425,6 +435,7 @@ def pages(results: Path, readme: str) -> dict[Path, str]:
             "Where each arm stood at the last iteration, and its difference to its baseline",
         ),
         results / "README.md": claims_page(tables),
+        DOCS / "tables.md": printed_tables(tables),
         README: readme,
     }
 

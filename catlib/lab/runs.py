@@ -405,7 +405,7 @@ def run(
         if _is_usable(folder, trial, if_code_changed):
             return folder
         if is_done(folder):
-            _put_aside(folder)
+            put_aside(folder)
         history = _open(folder, trial, training, if_code_changed)
         write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
         for record in records_of(trial, training):
@@ -453,6 +453,15 @@ def _other_code(folder: Path, state: str, changed: list[str]) -> str:
     )
 
 
+def changed_code(folder: str | Path) -> list[str]:
+    """Names of the source files that differ now from those that a run is of.
+
+    Raises: ValueError: the run.json cannot be read.
+    """
+    info = read_run(folder)
+    return _changed_code(_stretches_of(info), info["trial"]["model"])
+
+
 @contextmanager
 def _only_one_process(folder: Path, wait: float | None) -> Iterator[None]:
     """Hold the lock of a run's folder, which a process loses when it ends in whatever way.
@@ -491,7 +500,7 @@ def _words_for(holder: Path) -> str:
         return "another process"
 
 
-def _put_aside(folder: Path) -> None:
+def put_aside(folder: Path) -> None:
     """Rename a run's folder, to one that :func:`read_records` does not read."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     folder.rename(folder.with_name(f"{folder.name}{REPLACED}{now}"))
@@ -570,7 +579,7 @@ def _open(folder: Path, trial: Trial, training: Training, if_code_changed: str) 
         if changed and if_code_changed == "refuse":
             raise ValueError(_other_code(folder, "begun", changed))
         if changed and if_code_changed == "repeat":
-            _put_aside(folder)
+            put_aside(folder)
             state = None
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)

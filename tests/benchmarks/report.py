@@ -1,7 +1,7 @@
 """What ``make bench`` leaves: data/results/benchmarks_<device>.csv, a table of bars and a plot.
 
-``python tests/benchmarks/report.py`` prints the table again, draws the plot and fills the README,
-all from the file.
+``python tests/benchmarks/report.py`` prints the table again, draws the plot and fills
+docs/speed.md, all from the file.
 """
 
 import csv
@@ -197,15 +197,15 @@ def plot(device):
     return file
 
 
-def fill_readme(device):
-    """The plot, the worst results, and all rows folded away, between the README's two markers."""
+def fill_page(device):
+    """The plot, the worst results and, folded away, all rows, between docs/speed.md's markers."""
     from catlib.lab.markdown import between
-    from catlib.lab.paths import README
+    from catlib.lab.paths import DOCS
 
     head = path(device).read_text().splitlines()
     hardware = next(line for line in head if line.startswith("# device: "))
     lines = [
-        f"![Attacks side by side, and a sampling step](docs/benchmarks_{device}.png)",
+        f"![Attacks side by side, and a sampling step](benchmarks_{device}.png)",
         "",
         f"By `make bench`, on one {hardware.removeprefix('# device: ')}. "
         "A ratio below 1 is faster than the peer.",
@@ -218,8 +218,9 @@ def fill_readme(device):
         "",
         "</details>",
     ]
-    text = between(README.read_text(encoding="utf-8"), "benchmarks", "\n".join(lines))
-    README.write_text(text, encoding="utf-8")
+    page = DOCS / "speed.md"
+    text = between(page.read_text(encoding="utf-8"), "benchmarks", "\n".join(lines))
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -227,4 +228,4 @@ if __name__ == "__main__":
     print("\n".join(table(read(chosen))))
     print(plot(chosen))
     if chosen == "cpu":
-        fill_readme(chosen)
+        fill_page(chosen)

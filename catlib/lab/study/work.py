@@ -18,17 +18,27 @@ from catlib.training import Record
 
 from ...files import write_whole
 from ..batch import execute, parameter_names
+from ..batch.engine import Failure, Job, Pause, Processes, Result, ThisProcess, run_jobs
 from ..judge import AUTOATTACK_PART, Measurement, measurements, together
 from ..paths import NOTEBOOKS, RESULTS, ROOT
-from ..runs import Trial, build_training, is_done, provenance, run, write_json
+from ..runs import (
+    IF_CODE_CHANGED,
+    Trial,
+    build_training,
+    changed_code,
+    is_done,
+    provenance,
+    put_aside,
+    run,
+    write_json,
+)
 from ..similarity import neighbour_similarity, staleness
 from ..site import write_site
 from .plan import Piece, pieces_of
 from .tables import Finished, finished_in, finished_runs, write_result, write_table
 
-
-class Pause(Exception):
-    """The time that was given is over; what was done is saved."""
+Where = ThisProcess | Processes
+HERE = ThisProcess()
 
 
 def study(
@@ -39,6 +49,8 @@ def study(
     minutes: float | None = None,
     runs: Path | None = None,
     results: Path | None = None,
+    workers: int = 1,
+    if_code_changed: str = "refuse",
 ) -> bool:
     """Run the pieces of a profile, or those named.
 
@@ -47,10 +59,16 @@ def study(
         runs: folder of the runs; None is ``runs/study/<profile>`` (with ``-tiny`` at that scale).
         results: folder of the tables; None is ``data/results``, for smoke and tiny ``results``
             beside the runs.
+        workers: runs at a time; 1 runs them in this process, more in processes of their own.
+        if_code_changed: what to do with runs that other code made: "refuse" raises an error,
+            "repeat" puts them aside and makes them anew, "reuse" takes them as they are.
 
     Returns: True when all of it is done, False when the time was up before.
 
-    Raises: ValueError: there is no such profile, or it has no piece of one of the names.
+    Raises:
+        ValueError: there is no such profile, or it has no piece of one of the names; or there are
+            runs of other code, and they are to be refused.
+        Failure: some runs failed; all others were done before.
     """
     runs, results = folders(profile, scale, runs, results)
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
@@ -62,12 +80,53 @@ def study(
             f"it has: {', '.join(piece.name for piece in pieces)}."
         )
     chosen = [piece for piece in pieces if not names or piece.name in names]
+    settle_other_code(chosen, runs, if_code_changed)
+    failed: list[Result] = []
     try:
-        for piece in chosen:
-            KINDS[piece.kind](piece, runs, results, deadline)
+        with ThisProcess() if workers == 1 else Processes(workers) as where:
+            for piece in chosen:
+                failed += KINDS[piece.kind](piece, runs, results, deadline, where)
     except Pause:
         return False
+    if failed:
+        files = "".join(f"\n    {result.job.error_file}" for result in failed)
+        raise Failure(f"{len(failed)} runs failed; why, is said in{files}")
     return True
+
+
+def settle_other_code(pieces: Sequence[Piece], runs: Path, if_code_changed: str) -> None:
+    """Refuse the runs that other code made, put them aside, or leave them, as is asked for.
+
+    Raises: ValueError: there are such runs, and they are to be refused.
+    """
+    if if_code_changed not in IF_CODE_CHANGED:
+        raise ValueError(
+            f"if_code_changed is {if_code_changed!r}; "
+            f"it must be one of {', '.join(IF_CODE_CHANGED)}."
+        )
+    if if_code_changed == "reuse":
+        return
+    places = {run_folder(piece, runs, trial) for piece in pieces for _, trial in piece.trials}
+    made = [folder for folder in sorted(places) if (folder / "run.json").exists()]
+    changed = {folder: changed_code(folder) for folder in made}
+    other = [folder for folder in made if changed[folder]]
+    if other and if_code_changed == "refuse":
+        files = ", ".join(changed[other[0]][:5])
+        raise ValueError(
+            f"{len(other)} of {len(made)} runs in {runs} were made by other code, such as "
+            f"{other[0].name}; what differs: {files}. Say what to do with them: "
+            "--if-code-changed repeat (make them anew) or reuse (take them as they are); "
+            "or choose another folder with --runs."
+        )
+    for folder in other:
+        put_aside(folder)
+
+
+def run_folder(piece: Piece, runs: Path, trial: Trial) -> Path:
+    """Where a piece keeps what it measures of a trial."""
+    if piece.kind == "similarity":
+        return similarity_folder(runs, trial)
+    return runs / trial.id
 
 
 def folders(
@@ -86,10 +145,7 @@ def progress(profile: str, scale: str, runs: Path | None = None) -> Iterator[tup
     """The pieces of a profile, each with how many of its trials are done."""
     runs, _ = folders(profile, scale, runs)
     for piece in pieces_of(profile, scale):
-        if piece.kind == "similarity":
-            done = [is_done(similarity_folder(runs, trial)) for _, trial in piece.trials]
-        else:
-            done = [is_done(runs / trial.id) for _, trial in piece.trials]
+        done = [is_done(run_folder(piece, runs, trial)) for _, trial in piece.trials]
         yield piece, sum(done)
 
 
@@ -99,21 +155,58 @@ def stop_at(deadline: float) -> None:
         raise Pause
 
 
+def job_name(piece: Piece, number: int) -> str:
+    """How a trial of a piece is called while it runs."""
+    arm, trial = piece.trials[number]
+    return f"{piece.table} {number + 1}/{len(piece.trials)}  {arm}, seed {trial.seed}"
+
+
+def do_all(jobs: Sequence[Job], where: Where, after: Callable[[Result], None]) -> list[Result]:
+    """Run jobs, and call ``after`` with each result; the results of those that failed.
+
+    Raises: Pause: the time was up.
+    """
+    results = run_jobs(jobs, where, after)
+    if any(result.outcome == "paused" for result in results):
+        raise Pause
+    return [result for result in results if result.failed]
+
+
 # ------------------------------------------------------------------ train: the usual piece
 
 
-def train(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
+@dataclass(frozen=True)
+class TrainJob:
+    """A trial of a piece of kind "train"."""
+
+    name: str
+    trial: Trial
+    runs: Path
+    deadline: float
+    keep_best: bool
+
+    @property
+    def error_file(self) -> Path:
+        return self.runs / self.trial.id / "error.txt"
+
+    def run(self) -> str:
+        stop_at(self.deadline)
+        return train_one(self.trial, self.runs, self.deadline, keep_best=self.keep_best)
+
+
+def train(
+    piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
+) -> list[Result]:
     """Run the trials, and write the table anew after each."""
-    for number, (arm, trial) in enumerate(piece.trials, 1):
-        if is_done(runs / trial.id):
-            continue
-        stop_at(deadline)
-        started = time.monotonic()
-        outcome = train_one(trial, runs, deadline, keep_best=piece.options.get("keep_best", False))
-        which = f"{piece.table} {number}/{len(piece.trials)}  {arm}, seed {trial.seed}"
-        print(f"{which}: {outcome}, {time.monotonic() - started:.0f} s", flush=True)
-        write_table(piece, runs, results)
+    keep_best = piece.options.get("keep_best", False)
+    jobs = [
+        TrainJob(job_name(piece, number), trial, runs, deadline, keep_best)
+        for number, (_, trial) in enumerate(piece.trials)
+        if not is_done(runs / trial.id)
+    ]
+    failed = do_all(jobs, where, lambda _: write_table(piece, runs, results))
     write_table(piece, runs, results)
+    return failed
 
 
 def train_one(trial: Trial, runs: Path, deadline: float, *, keep_best: bool) -> str:
@@ -135,7 +228,8 @@ def train_one(trial: Trial, runs: Path, deadline: float, *, keep_best: bool) -> 
 
     outcome = "done"
     try:
-        run(trial, runs, observe=observe)
+        # runs of other code were refused, put aside or accepted before anything began
+        run(trial, runs, observe=observe, if_code_changed="reuse")
     except FloatingPointError as error:  # this is a result of the study, not a failure of the run
         record_divergence(trial, folder, error)
         outcome = "diverged"
@@ -181,25 +275,43 @@ class Part:
     measure: Callable[[Training, Trial, dict], pd.DataFrame]
 
 
-def similarity(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
+@dataclass(frozen=True)
+class SimilarityJob:
+    """The similarity of one trial."""
+
+    name: str
+    piece: Piece
+    trial: Trial
+    folder: Path
+    deadline: float
+
+    @property
+    def error_file(self) -> Path:
+        return self.folder / "error.txt"
+
+    def run(self) -> None:
+        measure_similarity(self.piece, self.trial, self.folder, self.deadline)
+
+
+def similarity(
+    piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
+) -> list[Result]:
     """Fig. 1 from runs of its own, and how well an old weight still ranks examples."""
-    finished = []
-    for arm, trial in piece.trials:
+    jobs = []
+    for number, (_, trial) in enumerate(piece.trials):
         folder = similarity_folder(runs, trial)
-        new = not is_done(folder)
-        if new:
-            measure_similarity(piece, arm, trial, folder, deadline)
-        finished.append(finished_in(folder, arm, trial))
-        if new:
-            write_similarity(piece, finished, results)
-    write_similarity(piece, finished, results)
+        if not is_done(folder):
+            jobs.append(SimilarityJob(job_name(piece, number), piece, trial, folder, deadline))
+    failed = do_all(jobs, where, lambda _: write_similarity(piece, runs, results))
+    write_similarity(piece, runs, results)
+    return failed
 
 
 def similarity_folder(runs: Path, trial: Trial) -> Path:
     return runs / f"similarity-{trial.id}"
 
 
-def measure_similarity(piece: Piece, arm: str, trial: Trial, folder: Path, deadline: float) -> None:
+def measure_similarity(piece: Piece, trial: Trial, folder: Path, deadline: float) -> None:
     """Measure the parts that the folder lacks, each along a training of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
@@ -207,13 +319,10 @@ def measure_similarity(piece: Piece, arm: str, trial: Trial, folder: Path, deadl
         if path.exists():
             continue
         stop_at(deadline)
-        started = time.monotonic()
         training = build_training(trial)
         training.evaluate_every = 0
         table = part.measure(training, trial, piece.options)
         write_whole(path, table.to_csv(index=False).encode())
-        seconds = time.monotonic() - started
-        print(f"{piece.table}  {part.name}, {arm}, seed {trial.seed}: {seconds:.0f} s", flush=True)
     info = provenance(trial, build_training(trial))
     write_json(folder / "run.json", {"status": "done", **info})
 
@@ -238,8 +347,15 @@ PARTS = (
 )
 
 
-def write_similarity(piece: Piece, finished: list[Finished], results: Path) -> None:
+def write_similarity(piece: Piece, runs: Path, results: Path) -> None:
     """The two tables, from the parts of the finished runs."""
+    finished = [
+        finished_in(similarity_folder(runs, trial), arm, trial)
+        for arm, trial in piece.trials
+        if is_done(similarity_folder(runs, trial))
+    ]
+    if not finished:
+        return
     for part in PARTS:
         tables = [
             read_part(one.folder / f"{part.name}.csv").assign(arm=one.arm).round(4)
@@ -259,7 +375,9 @@ def read_part(path: Path) -> pd.DataFrame:
 # ------------------------------------------------------------------ notebook
 
 
-def notebook(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
+def notebook(
+    piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
+) -> list[Result]:
     """A notebook of the course at the scale of the paper, and its page beside the results.
 
     Its own runs are what takes long. They go on from their checkpoints, so it may be cut off in any
@@ -268,12 +386,13 @@ def notebook(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
     target = results / "notebooks" / f"{piece.options['notebook']}.ipynb"
     page = target.with_suffix(".html")
     if page.exists():
-        return
+        return []
     if not target.exists():
         stop_at(deadline)
         execute_notebook(piece, target, runs, deadline)
     write_site([target], target.parent)
     print(f"{piece.table}: {target.name}, {page.name}", flush=True)
+    return []
 
 
 def execute_notebook(piece: Piece, target: Path, runs: Path, deadline: float) -> None:
@@ -309,14 +428,17 @@ class FinalModel:
     iteration: int
 
 
-def finals(piece: Piece, runs: Path, results: Path, deadline: float) -> None:
-    """Judge the best and the last model of each finished long run."""
+def finals(
+    piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
+) -> list[Result]:
+    """Judge the best and the last model of each finished long run, in this process."""
     scale = "tiny" if piece.options["tiny"] else "full"
     long = next(p for p in pieces_of(piece.profile, scale) if p.name == piece.options["of"])
     finished = finished_runs(long, runs)
     rows = [row for one in finished for row in judge_run(one, piece.options, deadline)]
     if rows:
         write_result(replace(piece, trials=long.trials), pd.DataFrame(rows), finished, results)
+    return []
 
 
 def judge_run(one: Finished, options: dict, deadline: float) -> list[dict]:

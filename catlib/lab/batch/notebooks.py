@@ -4,21 +4,15 @@ papermill runs a notebook happily with a misspelt parameter, without a time limi
 folder it was started from. `execute` is the one way in which notebooks are executed here.
 """
 
-from __future__ import annotations
-
 import ast
-import difflib
 import os
 import re
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from ..data import data_root
-from ..files import write_whole
-from .paths import NOTEBOOKS, ROOT, SOLUTIONS
+from ...data import data_root
+from ...files import write_whole
+from ..paths import NOTEBOOKS, ROOT, SOLUTIONS
+from .parameters import Parameter, kinds_of, unknown_name
 
 
 def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", environment=None):
@@ -45,8 +39,9 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
         ValueError: no usable `parameters` cell (see `parameter_names`), or a parameter that it does
             not have.
         TypeError: a value that papermill cannot write into a notebook as a literal.
-            papermill.PapermillExecutionError: a cell raised. nbclient.exceptions.CellTimeoutError,
-            DeadKernelError: a cell took too long, or its kernel died.
+        papermill.PapermillExecutionError: a cell raised.
+        nbclient.exceptions.CellTimeoutError: a cell took too long.
+        nbclient.exceptions.DeadKernelError: the kernel died.
     """
     import papermill
     from jupyter_client.manager import AsyncKernelManager
@@ -55,11 +50,7 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
     allowed = parameter_names(notebook) if parameters else []
     for name in parameters or {}:
         if name not in allowed:
-            close = difflib.get_close_matches(name, allowed, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(
-                f"{notebook.name} has no parameter {name!r}{hint}; it has: {', '.join(allowed)}"
-            )
+            raise ValueError(unknown_name(notebook.name, name, allowed))
     literals = {name: _literal(name, value) for name, value in (parameters or {}).items()}
     headless = {"CATLIB_HEADLESS": "1", "CATLIB_DATA": str(data_root())}
     variables = dict(os.environ) | headless | (environment or {})
@@ -74,10 +65,11 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
     failed.unlink(missing_ok=True)
     try:
         executed = papermill.execute_notebook(
-            notebook,
-            unfinished,
+            _without_fields(notebook),
+            _without_fields(unfinished),
             literals,
             kernel_name=kernel,
+            language="python",  # some notebooks name their kernel, but not its language
             progress_bar=False,
             execution_timeout=timeout,
             kernel_manager_class=Kernel,
@@ -85,14 +77,20 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
             # ipykernel reports its normal shutdown on stderr as if it were an error
             extra_arguments=["--log-level=CRITICAL"],
         )
+        executed.metadata.pop("widgets", None)  # megabytes, and of no use without the kernel
+        write_notebook(executed, output)
     except Exception:
         if unfinished.exists():
             os.replace(unfinished, failed)
         raise
-    executed.metadata.pop("widgets", None)  # megabytes, and of no use without the kernel
-    write_notebook(executed, output)
-    unfinished.unlink()
+    finally:
+        unfinished.unlink(missing_ok=True)
     return executed
+
+
+def _without_fields(path: Path) -> str:
+    """A path for papermill, which takes it for a format string: braces would be filled in."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def write_notebook(node, path: Path) -> None:
@@ -121,32 +119,53 @@ def refresh(notebooks=None, timeout=600) -> None:
 
 
 def parameter_names(notebook) -> list[str]:
-    """The names assigned in the notebook's `parameters` cell.
+    """The names assigned in the notebook's `parameters` cell; raises as `parameters_of` does."""
+    return list(parameters_of(notebook))
+
+
+def parameters_of(notebook) -> dict[str, Parameter]:
+    """What the notebook's `parameters` cell assigns: name, default and the types that fit.
+
+    The types are those of an annotation (`alpha: float = 0.5`), else that of the default; any value
+    fits a parameter that is None by default.
 
     Raises:
-        ValueError: there is no cell with the tag `parameters` (papermill would put the new values
-            above the defaults, which then win), or one of its values is computed from a name (it
-            would keep following the default).
+        ValueError: there is no such notebook, or it has no cell with the tag `parameters`
+            (papermill would put the new values above the defaults, which then win), or one of its
+            values is computed from a name (it would keep following the default).
     """
     import nbformat
 
-    cells = nbformat.read(notebook, as_version=4).cells
+    path = Path(notebook)
+    if not path.is_file():
+        raise ValueError(f"there is no notebook {path}; give the path of an .ipynb file")
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except Exception as error:  # JSON, nbformat's schema, the encoding
+        raise ValueError(f"{path.name} is not a notebook that can be read: {error}") from error
     cell = next((c for c in cells if "parameters" in c.metadata.get("tags", [])), None)
     if cell is None:
-        raise ValueError(f"{Path(notebook).name} has no cell with the tag 'parameters'")
-    names = []
+        raise ValueError(
+            f"{path.name} has no cell with the tag 'parameters'; "
+            "give that tag to the cell that assigns the defaults"
+        )
+    found = {}
     for statement in ast.parse(cell.source).body:
         match statement:
-            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-                names.append(name)
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                annotation = None
+            case ast.AnnAssign(target=ast.Name(id=name), value=value, annotation=annotation):
+                pass
             case _:
-                raise ValueError(
-                    f"{Path(notebook).name}: not `name = literal`: {ast.unparse(statement)}"
-                )
-        value = statement.value
-        if value is None or any(isinstance(node, ast.Name) for node in ast.walk(value)):
-            raise ValueError(f"{Path(notebook).name}: not a literal: {ast.unparse(statement)}")
-    return names
+                raise ValueError(f"{path.name}: not `name = literal`: {ast.unparse(statement)}")
+        try:
+            default = ast.literal_eval(value) if value else None
+        except ValueError:
+            value = None
+        if value is None:
+            raise ValueError(f"{path.name}: not a literal: {ast.unparse(statement)}")
+        found[name] = Parameter(name, default, kinds_of(default, annotation))
+    return found
 
 
 def _literal(name, value):
@@ -167,49 +186,12 @@ def _literal(name, value):
     )
 
 
-@dataclass(frozen=True)
-class Series:
-    """What came of a series.
+def code_in(notebook) -> str:
+    """The code of a notebook, without its outputs and its text."""
+    import nbformat
 
-    Attributes:
-        folder: of its output.
-        executed: the executed notebooks there.
-        failed: the names of those that failed.
-    """
-
-    folder: Path
-    executed: list[Path]
-    failed: list[str]
-
-
-def run_series(dataset="digits", out="runs", *, timeout=3600, workers=2) -> Series:
-    """Execute the notebooks of the course on a dataset, and print how each one ended.
-
-    `dataset` and `output_dir` go to the notebooks that have such a parameter. A notebook that fails
-    is reported and the others go on.
-
-    Args:
-        workers: notebooks executed at a time; the cores are shared out among them.
-    """
-    notebooks = course_notebooks()
-    folder = Path(out).resolve() / dataset
-    (folder / "table.csv").unlink(missing_ok=True)  # so that it is of this run, if it is there
-    values = {"dataset": dataset, "output_dir": str(folder)}
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    series = Series(folder, [], [])
-    run = partial(_run_one, folder=folder, values=values, timeout=timeout, threads=threads)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for notebook, (seconds, problem) in zip(notebooks, pool.map(run, notebooks), strict=True):
-            print(f"{notebook.stem:<32}{seconds:5.0f} s  {problem or 'ok'}", flush=True)
-            if problem:
-                series.failed.append(notebook.stem)
-            else:
-                series.executed.append(folder / notebook.name)
-    finally:
-        # on Ctrl-C the notebooks that still wait are dropped
-        pool.shutdown(wait=False, cancel_futures=True)
-    return series
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
 def course_notebooks() -> list[Path]:
@@ -222,24 +204,37 @@ def course_notebooks() -> list[Path]:
     return notebooks
 
 
-def _run_one(notebook, folder, values, timeout, threads) -> tuple[float, str | None]:
-    """The seconds taken, and what went wrong in words."""
+def failure_in_words(error: Exception, output: Path) -> str:
+    """Where a notebook failed and why, for someone who will open what it left.
+
+    Args:
+        error: what `execute` raised.
+        output: where the executed notebook would be.
+    """
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import PapermillExecutionError
 
-    started = time.perf_counter()
-    problem = None
-    output = folder / notebook.name
-    try:
-        allowed = parameter_names(notebook)
-        parameters = {name: value for name, value in values.items() if name in allowed}
-        execute(notebook, output, parameters, timeout, environment={"OMP_NUM_THREADS": threads})
-    except PapermillExecutionError as error:
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-        # the line of the cell at which the traceback points
-        line = re.search(r"^-+> *(\d+ .*)", plain, re.M)
-        problem = f"FAILED in cell [{error.exec_count}], line {line[1] if line else '?'}"
-        problem += f"\n    {error.ename}: {error.evalue}"
-        problem += f"\n    see {output.with_suffix('.failed.ipynb')}"
-    except Exception as error:  # a dead kernel, a time limit, a refused parameter
-        problem = f"FAILED  {type(error).__name__}: {error}"
-    return time.perf_counter() - started, problem
+    see = f"\n    see {output.with_suffix('.failed.ipynb')}"
+    if isinstance(error, PapermillExecutionError):
+        traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+        where = f"in cell [{error.exec_count}]"
+        line = line_of_cell(traceback)
+        if line:
+            where += f", line {line}"
+        return f"{where}\n    {error.ename}: {error.evalue}{see}"
+    if isinstance(error, CellTimeoutError):
+        return f"a cell took longer than its limit; give it more time with --cell-timeout{see}"
+    if isinstance(error, DeadKernelError):
+        return f"the kernel died, as it does when memory runs out; try fewer --workers{see}"
+    return f"{type(error).__name__}: {error}"
+
+
+def line_of_cell(traceback: str) -> str | None:
+    """The line of the cell itself, with its number, at which a plain IPython traceback points."""
+    frames = re.split(r"^(?=Cell In\s*\[|File )", traceback, flags=re.MULTILINE)
+    for frame in frames:
+        if frame.startswith("Cell In"):
+            found = re.search(r"^-+> *(\d+ .*)", frame, re.MULTILINE)
+            if found:
+                return found[1]
+    return None

@@ -1,0 +1,406 @@
+"""One engine for many jobs: in this process, or in several that may be killed at any moment.
+
+A job is done at least once and counted once: it is handed out again when its process is killed, so
+whatever a job writes must be written whole, and done again it must come out the same.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from tqdm import tqdm
+
+from ...files import write_whole
+
+ATTEMPTS = 5  # how often a job is handed out whose process is killed
+MEMORY = 1.5 * 2**30  # bytes that one process of a small run may need
+SPAWN = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+
+
+class Job(Protocol):
+    """Something to run: a value that can be sent to another process."""
+
+    @property
+    def name(self) -> str:
+        """How people tell it from the others."""
+
+    @property
+    def error_file(self) -> Path:
+        """Where its error is written if it fails; a later success removes it."""
+
+    def run(self) -> str | None:
+        """Run to the end; the word for how it ended, None is "done"."""
+
+
+class Pause(Exception):
+    """Raised by a job that stops early, saved; run again, it goes on. No further job is begun."""
+
+
+class Failure(Exception):
+    """Raised by a job that failed, with all that people need to know; no traceback is kept."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ended.
+
+    Attributes:
+        outcome: "done" or the job's own word, "paused" or "failed".
+        error: what went wrong, if it failed.
+        details: the traceback.
+    """
+
+    job: Job
+    outcome: str
+    seconds: float = 0.0
+    error: str = ""
+    details: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome == "failed"
+
+
+def attempt(job: Job) -> Result:
+    """Run a job in this process; what it raises becomes its result."""
+    started = time.perf_counter()
+    outcome = error = details = ""
+    try:
+        outcome = job.run() or "done"
+    except Pause:
+        outcome = "paused"
+    except Failure as problem:
+        outcome, error = "failed", str(problem)
+    except Exception as problem:
+        outcome, error = "failed", f"{type(problem).__name__}: {problem}"
+        details = traceback.format_exc()
+    return Result(job, outcome, time.perf_counter() - started, error, details)
+
+
+# ------------------------------------------------------------------ where jobs run
+
+
+class ThisProcess:
+    """Jobs one after another, here."""
+
+    count = 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, jobs: Iterable[Job], started: Callable[[Job], None]) -> Iterator[Result]:
+        for job in jobs:
+            started(job)
+            result = attempt(job)
+            yield result
+            if result.outcome == "paused":
+                return
+
+
+class Processes:
+    """Jobs in several processes of this machine, each one at a time.
+
+    A process that is killed costs nothing but time: its job is handed out again, to a new process.
+
+    Args:
+        count: of processes.
+        limit: seconds after which a job is stopped and has failed.
+    """
+
+    def __init__(self, count: int, *, limit: float | None = None) -> None:
+        self.count = count
+        self.limit = limit
+        self.workers: list[Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self.workers:
+            worker.process.terminate()
+        for worker in self.workers:
+            worker.end()
+        self.workers = []
+
+    def run(self, jobs: Iterable[Job], started: Callable[[Job], None]) -> Iterator[Result]:
+        """The results, in the order in which jobs end."""
+        waiting = deque((job, 1) for job in jobs)
+        while waiting or self._busy():
+            while waiting and len(self._busy()) < self.count:
+                job, number = waiting.popleft()
+                if self._idle_worker().give(job, number):
+                    started(job)
+                else:  # it was killed while it had nothing to do
+                    waiting.appendleft((job, number))
+            for worker in self._ready():
+                result = worker.result(self.limit)
+                if result:
+                    if result.outcome == "paused":  # the others in work pause by themselves
+                        waiting.clear()
+                    yield result
+                elif worker.number < ATTEMPTS:
+                    waiting.append((worker.last, worker.number + 1))
+                else:
+                    yield Result(
+                        worker.last,
+                        "failed",
+                        error=f"its process was killed {ATTEMPTS} times; "
+                        "memory may have run out: try fewer workers",
+                    )
+
+    def _busy(self) -> list["Worker"]:
+        return [worker for worker in self.workers if worker.busy]
+
+    def _idle_worker(self) -> "Worker":
+        self.workers = [worker for worker in self.workers if worker.process.is_alive()]
+        for worker in self.workers:
+            if not worker.busy:
+                return worker
+        taken = {worker.slot for worker in self.workers}
+        slot = next(number for number in range(self.count) if number not in taken)
+        self.workers.append(Worker(slot))
+        return self.workers[-1]
+
+    def _ready(self) -> list["Worker"]:
+        """The busy workers that have a result, are dead, or are beyond the limit; waits for one."""
+        busy = self._busy()
+        signs = [sign for worker in busy for sign in (worker.connection, worker.process.sentinel)]
+        wait(signs, timeout=None if self.limit is None else 0.2)
+        return [worker for worker in busy if worker.ready(self.limit)]
+
+
+class Worker:
+    """One process and the job that it has."""
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.connection, theirs = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=serve, args=(theirs,), daemon=True)
+        with environment(surroundings(slot)):
+            self.process.start()
+        theirs.close()
+        self.busy = False
+        self.number = 0
+        self.message: Result | None = None
+
+    def give(self, job: Job, number: int) -> bool:
+        """Hand over a job, for the ``number``-th time; False if the process is dead."""
+        try:
+            self.connection.send(job)
+        except OSError:
+            return False
+        self.last = job
+        self.number = number
+        self.busy = True
+        self.message = None
+        self.started = float("inf")  # a new process has to import things before it begins
+        return True
+
+    def late(self, limit: float | None) -> bool:
+        return limit is not None and time.monotonic() - self.started > limit
+
+    def ready(self, limit: float | None) -> bool:
+        """Whether it has a result, is dead, or has taken too long."""
+        try:
+            while self.message is None and self.connection.poll():
+                self.message = self.connection.recv()
+                if self.message is None:  # the sign that it has begun
+                    self.started = time.monotonic()
+        except (EOFError, OSError):
+            return True
+        return self.message is not None or not self.process.is_alive() or self.late(limit)
+
+    def result(self, limit: float | None) -> Result | None:
+        """The result of a worker that is ready; None if its process was killed."""
+        self.busy = False
+        if self.message is None and limit is not None and self.late(limit):
+            self.process.terminate()
+            seconds = time.monotonic() - self.started
+            error = f"it was stopped at its limit of {limit:g} s; give it more with --limit"
+            self.message = Result(self.last, "failed", seconds, error)
+            self.end()
+        elif self.message is None:
+            self.end()
+        return self.message
+
+    def end(self) -> None:
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+def serve(connection: Connection) -> None:
+    """What a worker's process does: run the jobs that it is sent, until nobody sends any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells when to end
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(None)  # it has begun
+        connection.send(attempt(job))
+
+
+def end_with_parent() -> None:
+    """End this process when the first one dies, lest a restart gives its job to another, too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def surroundings(slot: int) -> dict[str, str]:
+    """Environment of a worker: one thread, as many results depend on their number; its own GPU."""
+    variables = {"OMP_NUM_THREADS": "1"}
+    gpus = gpu_count()
+    if gpus > 1:
+        variables["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+    return {name: os.environ.get(name, value) for name, value in variables.items()}
+
+
+@contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """This process's environment with some variables changed, for a process started within."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def workers_that_fit() -> int:
+    """One for each GPU; without one, as many as cores and free memory allow."""
+    import psutil
+
+    if gpu_count():
+        return gpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = int(psutil.virtual_memory().available // MEMORY)
+    return max(1, min(cores or 1, memory))
+
+
+# ------------------------------------------------------------------ running and showing
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    where: ThisProcess | Processes,
+    after: Callable[[Result], None] | None = None,
+) -> list[Result]:
+    """Run the jobs, show how they go, and keep the error of each that fails beside its output.
+
+    Args:
+        after: called with each result when it comes.
+    """
+    results = []
+    with Progress(len(jobs), where.count) as progress:
+        for result in where.run(jobs, progress.started):
+            note_error(result)
+            progress.finished(result)
+            results.append(result)
+            if after:
+                after(result)
+    return results
+
+
+def note_error(result: Result) -> None:
+    path = result.job.error_file
+    try:
+        if result.failed:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, f"{result.error}\n\n{result.details}".encode())
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:  # a full disk, a read-only folder: the others go on
+        print(f"{path} could not be written: {error}", file=sys.stderr)
+
+
+class Progress:
+    """A line for every job that ends; on a terminal also a bar with what is running."""
+
+    def __init__(self, total: int, workers: int) -> None:
+        self.total = total
+        self.workers = workers
+        self.running: list[str] = []
+        self.seconds: list[float] = []
+        self.failed = 0
+        self.bar = tqdm(
+            total=total,
+            disable=not sys.stderr.isatty(),
+            bar_format="{n_fmt}/{total_fmt} |{bar:20}| {desc}",
+            leave=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def started(self, job: Job) -> None:
+        if job.name not in self.running:
+            self.running.append(job.name)
+        self.bar.set_description_str(self.state())
+
+    def finished(self, result: Result) -> None:
+        self.running.remove(result.job.name)
+        self.seconds.append(result.seconds)
+        self.failed += result.failed
+        line = f"{len(self.seconds):>4}/{self.total}  {result.outcome:<8}"
+        line += f"{result.seconds:6.0f} s  {result.job.name}"
+        if self.bar.disable:
+            line += f"   ({self.state()})"
+        if result.failed:
+            line += f"\n    {result.error}"
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        self.bar.update()
+        self.bar.set_description_str(self.state())
+
+    def state(self) -> str:
+        parts = [f"{len(self.running)} running", f"{self.failed} failed"]
+        if self.seconds and len(self.seconds) < self.total:
+            parts.append(f"about {self.time_left()} left")
+        if not self.bar.disable:
+            parts.append(", ".join(self.running))
+        return ", ".join(parts)
+
+    def time_left(self) -> str:
+        mean = sum(self.seconds) / len(self.seconds)
+        seconds = mean * (self.total - len(self.seconds)) / self.workers
+        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

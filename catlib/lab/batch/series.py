@@ -1,0 +1,70 @@
+"""The notebooks of the course, executed on one dataset."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .engine import Processes, run_jobs, workers_that_fit
+from .notebooks import course_notebooks, parameter_names
+from .units import SeriesUnit, check_datasets, check_folder, from_anywhere, inside
+
+
+@dataclass(frozen=True)
+class Series:
+    """What came of a series.
+
+    Attributes:
+        folder: of its output.
+        executed: the executed notebooks there.
+        failed: the names of those that failed.
+    """
+
+    folder: Path
+    executed: list[Path]
+    failed: list[str]
+
+
+def series_folder(dataset: str, out: str | Path = "runs") -> Path:
+    """Where the series on a dataset goes: a folder in ``out`` with the dataset's name.
+
+    Raises: ValueError: the name would lead elsewhere.
+    """
+    return inside(Path(out).resolve(), Path(dataset).stem)
+
+
+def run_series(
+    dataset: str = "digits",
+    out: str | Path = "runs",
+    *,
+    timeout: int = 3600,
+    workers: int | None = None,
+) -> Series:
+    """Execute the notebooks of the course on a dataset, and show how each one ends.
+
+    `dataset` and `output_dir` go to the notebooks that have such a parameter. A notebook that fails
+    is reported, its error kept, and the others go on.
+
+    Args:
+        timeout: seconds that one cell may take.
+        workers: notebooks executed at a time; None is as many as cores and memory allow.
+
+    Raises: ValueError: the dataset cannot be used, or nothing can be written to ``out``.
+    """
+    check_datasets([dataset])
+    folder = series_folder(dataset, out)
+    dataset = from_anywhere(dataset)
+    check_folder(folder)
+    (folder / "table.csv").unlink(missing_ok=True)  # so that it is of this run, if it is there
+    values = {"dataset": dataset, "output_dir": str(folder)}
+    units = []
+    for notebook in course_notebooks():
+        names = parameter_names(notebook)
+        own = {name: value for name, value in values.items() if name in names}
+        units.append(SeriesUnit(notebook, own, folder, timeout))
+    with Processes(min(workers or workers_that_fit(), len(units))) as processes:
+        results = run_jobs(units, processes)
+    failed = {result.job.name for result in results if result.failed}
+    return Series(
+        folder,
+        executed=[unit.output for unit in units if unit.name not in failed],
+        failed=[unit.name for unit in units if unit.name in failed],
+    )

@@ -1,0 +1,72 @@
+"""One table of all runs below a folder, joined with their parameters."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from ..runs import REPLACED
+
+
+def table_of(root: Path) -> pd.DataFrame:
+    """A row a run: its name, its status, its parameters, and what came out.
+
+    Of a trial that is its last record and what was measured at its end; of a notebook the rows of
+    its ``table.csv``, if it wrote one. A run.json that cannot be read is a row that says so.
+    """
+    tables = []
+    for path in sorted([*root.glob("*/run.json"), *root.glob("*/notebook.json")]):
+        if REPLACED in path.parent.name:
+            continue
+        try:
+            tables.append(rows_of(path))
+        except Exception as error:  # a foreign or damaged file must not hide the other runs
+            bad = {"run": path.parent.name, "status": "unreadable", "error": str(error)}
+            tables.append(pd.DataFrame([bad]))
+    for path in sorted(root.glob("*/error.txt")):
+        if not (path.with_name("run.json").exists() or path.with_name("notebook.json").exists()):
+            tables.append(pd.DataFrame([failed(path.parent)]))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def rows_of(path: Path) -> pd.DataFrame:
+    folder = path.parent
+    info = json.loads(path.read_text())
+    parameters = info["trial"] if "trial" in info else info["parameters"]
+    if (folder / "error.txt").exists():
+        return pd.DataFrame([failed(folder) | parameters])
+    known = {"run": folder.name, "status": info["status"]} | parameters
+    results = trial_results(folder, info) if "trial" in info else notebook_results(folder, info)
+    left = pd.DataFrame([known.values()] * len(results), columns=list(known), index=results.index)
+    new = [name for name in results.columns if name not in known]
+    return left.join(results[new])
+
+
+def failed(folder: Path) -> dict[str, str]:
+    error = (folder / "error.txt").read_text(encoding="utf-8").split("\n\n")[0]
+    return {"run": folder.name, "status": "failed", "error": " ".join(error.split())}
+
+
+def trial_results(folder: Path, info: dict) -> pd.DataFrame:
+    records = folder / "records.csv"
+    last = pd.read_csv(records).tail(1) if records.exists() else pd.DataFrame(index=[0])
+    final = {f"final_{name}": value for name, value in info.get("final", {}).items()}
+    return last.drop(columns="iteration", errors="ignore").assign(**final).reset_index(drop=True)
+
+
+def notebook_results(folder: Path, info: dict) -> pd.DataFrame:
+    table = folder / "table.csv"
+    rows = pd.read_csv(table, comment="#") if table.exists() else pd.DataFrame(index=[0])
+    return rows.assign(seconds=info["seconds"])
+
+
+def telling(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the columns that are the same, or empty, in every run."""
+    if len(table) < 2:
+        return table
+    keep = [
+        name
+        for name in table.columns
+        if name in ("run", "status") or table[name].astype(str).nunique() > 1
+    ]
+    return table[keep]

@@ -1,0 +1,431 @@
+"""Batches: what is refused before anything runs, what is done once, what a killed process costs."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+
+from catlib.lab.__main__ import main
+from catlib.lab.batch import engine, execute, units
+from catlib.lab.batch.engine import Failure, Pause, Processes, ThisProcess, run_jobs
+from catlib.lab.batch.parameters import Parameter, values_in
+from catlib.lab.paths import DOCS, NOTEBOOKS, ROOT
+from catlib.lab.runs import Trial, run
+from catlib.lab.study import work
+from catlib.lab.study.plan import Piece
+
+QUICK = {"iterations": 6, "evaluate_every": 2, "evaluation_size": 20}
+QUICK_ARGUMENTS = [part for name, value in QUICK.items() for part in ("-p", f"{name}={value}")]
+
+
+def notebook(path: Path, code: str, parameters: str | None = "alpha = 0.5") -> Path:
+    node = nbformat.v4.new_notebook()
+    node.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    if parameters is not None:
+        node.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    node.cells.append(nbformat.v4.new_code_cell(code))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(node, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Act:
+    """A job for tests: what it does is a word."""
+
+    name: str
+    what: str
+    folder: Path
+
+    @property
+    def error_file(self) -> Path:
+        return self.folder / f"{self.name}.error.txt"
+
+    def run(self) -> None:
+        begun = self.folder / f"{self.name}.begun"
+        first = not begun.exists()
+        begun.touch()
+        if self.what == "raise":
+            raise KeyError("nothing there")
+        if self.what == "fail":
+            raise Failure("in plain words")
+        if self.what == "pause":
+            raise Pause
+        if self.what == "sleep":
+            time.sleep(600)
+        if self.what == "be killed" or (self.what == "be killed once" and first):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outcomes(results) -> dict[str, str]:
+    return {result.job.name: result.outcome for result in results}
+
+
+# ------------------------------------------------------------------ what is asked for
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds", "values"),
+    [
+        ("0,0.5,0.9", (float,), [0, 0.5, 0.9]),
+        ("0:5", (int,), [0, 1, 2, 3, 4]),
+        ("10:0:-5,7", (int,), [10, 5, 7]),
+        ("8/255", (float,), [8 / 255]),
+        ("[0, 1],[2]", (list,), [[0, 1], [2]]),
+        ("true,False", (bool,), [True, False]),
+        ("none,100", (int, type(None)), [None, 100]),
+        ("auto,1.5", (float, str), ["auto", 1.5]),
+        ("mnist,'digits'", (str,), ["mnist", "digits"]),
+        ("1,x", (), [1, "x"]),
+    ],
+)
+def test_the_values_that_a_text_lists(text, kinds, values):
+    assert values_in(text, Parameter("name", None, kinds)) == values
+
+
+def test_every_combination_is_one_run_with_a_name_of_its_own(tmp_path):
+    values = units.values_for("trial", {"alpha": "0,0.5,0.50", "seed": "0:3", "method": ["CAT"]})
+    chosen = units.units_for("trial", values, tmp_path)
+    assert len(chosen) == len({unit.name for unit in chosen}) == 6
+    assert {unit.trial.alpha for unit in chosen} == {0.0, 0.5}
+    assert [unit.trial.seed for unit in chosen] == [0, 1, 2, 0, 1, 2]
+    assert all(type(unit.trial.alpha) is float for unit in chosen), "or its id would be another"
+    parts = [units.shard(chosen, f"{i}/4") for i in (1, 2, 3, 4)]
+    assert sorted(unit.name for part in parts for unit in part) == sorted(u.name for u in chosen)
+
+
+def test_a_notebook_is_named_by_its_parameters(tmp_path):
+    path = notebook(tmp_path / "a.ipynb", "1", "alpha = 0.5\nseeds = [0]\nkind = ''")
+    given = {"alpha": "0.9", "seeds": "[0,1]", "kind": "x/../y"}
+    [unit] = units.units_for(str(path), units.values_for(str(path), given), tmp_path / "out")
+    assert unit.name.startswith("a-alpha=0.9-kind=x_.._y-seeds=_0_1_-")
+    assert unit.folder.parent == tmp_path / "out"
+
+
+@pytest.mark.parametrize("ending", ["toml", "yaml"])
+def test_a_batch_is_described_by_a_file(tmp_path, capsys, ending):
+    notebook(tmp_path / "a.ipynb", "1")
+    path = tmp_path / f"sweep.{ending}"
+    if ending == "toml":
+        path.write_text('run = "a.ipynb"\n[parameters]\nalpha = [0, 0.5]\n')
+    else:
+        path.write_text("run: a.ipynb\nparameters:\n  alpha: [0, 0.5]\n")
+    assert main(["batch", str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert main(["batch", str(path), "-p", "alpha=0:7", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 to do, 0 done" in printed and "7 to do, 0 done" in printed
+    assert not (tmp_path / "out").exists()
+
+
+REFUSED = [
+    (["trial", "-p", "alhpa=0.5"], "no parameter 'alhpa' (did you mean 'alpha'?)"),
+    (["trial", "-p", "alpha=high"], "alpha is 'high', a str; it must be float"),
+    (["trial", "-p", "seed=0.5"], "seed is 0.5, a float; it must be int"),
+    (["trial", "-p", "augment=1"], "augment is 1, a int; it must be bool"),
+    (["trial", "-p", "method=TRADES"], "method is 'TRADES'; it must be one of AT, CAT"),
+    (["trial", "-p", "dataset=mnits"], "'mnits' cannot be used"),
+    (["trial", "-p", "dataset=../x"], "cannot"),
+    (["trial", "-p", "alpha"], "write NAME=VALUES"),
+    (["trial", "-p", "seed=5:5"], "seed has no values"),
+    (["trial", "--shard", "5/4"], "shard is '5/4'"),
+    (["nowhere.ipynb"], "there is no notebook nowhere.ipynb"),
+    (["training"], "neither 'trial', nor a notebook"),
+    (["nowhere.toml"], "nowhere.toml cannot be read"),
+    (["untagged.ipynb"], "no cell with the tag 'parameters'"),
+    (["computed.ipynb"], "not a literal: beta = 2 * alpha"),
+    (["broken.ipynb"], "broken.ipynb is not a notebook that can be read"),
+    (["typed.ipynb", "-p", "alpha='x'"], "alpha is 'x', a str; it must be float"),
+    ([], "say what to run"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=lambda value: str(value)[:50])
+def test_what_cannot_be_run_is_said_before_anything_is_made(
+    tmp_path, monkeypatch, capsys, arguments, says
+):
+    notebook(tmp_path / "untagged.ipynb", "1", None)
+    notebook(tmp_path / "computed.ipynb", "1", "alpha = 0.5\nbeta = 2 * alpha")
+    notebook(tmp_path / "typed.ipynb", "1", "alpha: float = None")
+    (tmp_path / "broken.ipynb").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        engine.Processes, "__init__", lambda *_, **__: pytest.fail("it was started")
+    )
+    assert main(["batch", *arguments, "--out", "out"]) == 2
+    said = capsys.readouterr().err
+    assert says in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists() and not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_cannot_be_written_and_a_full_disk_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"nothing can be written to .*file/out"):
+        units.check_folder(tmp_path / "file" / "out")
+    monkeypatch.setattr(units, "LEAST_FREE", 2**80)
+    with pytest.raises(ValueError, match="MB free; make room"):
+        units.check_folder(tmp_path / "out")
+
+
+@pytest.mark.parametrize("dataset", ["mnits", "../victim"])
+def test_the_course_is_not_begun_on_a_dataset_that_there_is_not(
+    tmp_path, monkeypatch, capsys, dataset
+):
+    victim = tmp_path / "victim" / "table.csv"
+    victim.parent.mkdir()
+    victim.write_text("of somebody else")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["run", "--dataset", dataset, "--out", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and Path(dataset).name in said and "Traceback" not in said
+    assert victim.read_text() == "of somebody else"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_braces_in_a_path_are_no_parameters(tmp_path):
+    path = notebook(tmp_path / "a{y}{0}" / "a.ipynb", "print(alpha)")
+    execute(path, tmp_path / "out{z}" / "a.ipynb", {"alpha": 0.75})
+    node = nbformat.read(tmp_path / "out{z}" / "a.ipynb", 4)
+    assert node.cells[-1].outputs[0].text == "0.75\n"
+
+
+# ------------------------------------------------------------------ the engine
+
+
+def test_a_job_that_fails_leaves_its_error_and_the_others_go_on(tmp_path, capsys):
+    jobs = [Act("a", "raise", tmp_path), Act("b", "fail", tmp_path), Act("c", "", tmp_path)]
+    results = run_jobs(jobs, ThisProcess())
+    assert outcomes(results) == {"a": "failed", "b": "failed", "c": "done"}
+    assert "KeyError: 'nothing there'" in (tmp_path / "a.error.txt").read_text()
+    assert (tmp_path / "b.error.txt").read_text() == "in plain words\n\n"
+    assert not (tmp_path / "c.error.txt").exists()
+    assert "3/3" in capsys.readouterr().out
+    run_jobs([Act("a", "", tmp_path)], ThisProcess())
+    assert not (tmp_path / "a.error.txt").exists(), "it has succeeded since"
+
+
+def test_after_a_pause_no_other_job_is_begun(tmp_path):
+    jobs = [Act("a", "", tmp_path), Act("b", "pause", tmp_path), Act("c", "", tmp_path)]
+    assert outcomes(run_jobs(jobs, ThisProcess())) == {"a": "done", "b": "paused"}
+    assert not (tmp_path / "c.begun").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_one_more_attempt_and_a_late_one_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "ATTEMPTS", 2)
+    acts = ["be killed", "be killed once", "sleep", "raise", ""]
+    jobs = [Act(str(number), what, tmp_path) for number, what in enumerate(acts)]
+    with Processes(2, limit=5) as processes:
+        results = run_jobs(jobs, processes)
+        alive = [worker.process for worker in processes.workers]
+    assert outcomes(results) == {
+        "0": "failed",
+        "1": "done",
+        "2": "failed",
+        "3": "failed",
+        "4": "done",
+    }
+    errors = {result.job.name: result.error for result in results}
+    assert "was killed 2 times" in errors["0"]
+    assert "limit of 5 s" in errors["2"]
+    assert not any(process.is_alive() for process in alive)
+
+
+# ------------------------------------------------------------------ batches from end to end
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "catlib.lab", "batch", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, process) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that run jobs; multiprocessing has one more, which keeps count of resources."""
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def finished(out: Path) -> int:
+    return sum('"done"' in path.read_text() for path in out.glob("*/run.json"))
+
+
+@pytest.mark.slow
+def test_twelve_trials_are_done_and_counted_once_through_three_kills(tmp_path):
+    """Two workers are killed, then the first process; the same command goes on."""
+    out = tmp_path / "out"
+    grid = ["-p", "alpha=0,0.5", "-p", "seed=0:6", *QUICK_ARGUMENTS]
+    arguments = ["trial", *grid, "--out", str(out), "--workers", "2"]
+    process = start(*arguments)
+    for number in (1, 3):
+        wait_for(lambda number=number: finished(out) >= number and workers_of(process), process)
+        workers_of(process)[0].kill()
+    wait_for(lambda: finished(out) >= 5, process)
+    left = workers_of(process)
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(left, timeout=30)[1] == [], "workers end with the first process"
+    assert finished(out) < 12, "it was done before: the test says nothing"
+    process = start(*arguments)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    table = pd.read_csv(out / "table.csv")
+    assert len(table) == table.run.nunique() == 12 and set(table.status) == {"done"}
+    assert not list(out.glob("*/.*")), "half-written files"
+    for alpha in (0.0, 0.5):
+        trial = Trial(alpha=alpha, seed=5, **QUICK)
+        whole = pd.read_csv(run(trial, tmp_path / "whole") / "records.csv")
+        disturbed = pd.read_csv(out / trial.id / "records.csv")
+        drop = ["seconds"]
+        pd.testing.assert_frame_equal(
+            disturbed.drop(columns=drop), whole.drop(columns=drop), check_exact=True
+        )
+    assert "0 to do, 12 done" in start(*arguments).communicate(timeout=100)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_batch_that_is_told_to_stop_ends_cleanly(tmp_path, sign):
+    out = tmp_path / "out"
+    grid = ["-p", "seed=0:4", "-p", "iterations=5000", "-p", "evaluate_every=1"]
+    process = start("trial", *grid, "-p", "evaluation_size=10", "--out", str(out), "--workers", "2")
+    wait_for(lambda: len(list(out.glob("*/checkpoint.pt"))) == 2, process)
+    workers = workers_of(process)
+    process.send_signal(sign)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "The same command goes on" in printed and "Traceback" not in printed
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+
+
+@pytest.mark.slow
+def test_notebooks_that_fail_in_every_way_are_listed_and_the_good_one_is_done(tmp_path, capsys):
+    code = (
+        "import os, time\n"
+        "if what == 'raise': undefined\n"
+        "if what == 'die': os._exit(1)\n"
+        "if what == 'sleep': time.sleep(600)\n"
+        "open(output_dir + '/table.csv', 'w').write('answer\\n42\\n')"
+    )
+    path = notebook(tmp_path / "a.ipynb", code, "what = ''\noutput_dir = ''")
+    out = tmp_path / "out"
+    command = ["batch", str(path), "-p", "what=good,raise,die,sleep", "--out", str(out)]
+    assert main([*command, "--cell-timeout", "5", "--workers", "2"]) == 1
+    said = capsys.readouterr()
+    assert said.err.count("failed: a-what=") == 3
+    for words in (
+        "NameError: name 'undefined' is not defined",
+        "line 2 if what == 'raise': undefined",
+        "the kernel died",
+        "a cell took longer than its limit",
+    ):
+        assert words in said.out, words
+    failed = {path.parent.name.split("-")[1] for path in out.glob("*/error.txt")}
+    assert failed == {"what=raise", "what=die", "what=sleep"}
+    assert len(list(out.glob("*/a.failed.ipynb"))) == 3
+    table = pd.read_csv(out / "table.csv").set_index("run")
+    assert sorted(table.status) == ["done", "failed", "failed", "failed"]
+    assert table.answer[table.status == "done"].item() == 42
+    assert main([*command, "--dry-run"]) == 0
+    assert "3 to do, 1 done" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_study_with_two_workers_gives_the_same_table(tmp_path, monkeypatch):
+    arms = [("AT", Trial(method="AT", **QUICK)), ("CAT", Trial(**QUICK))]
+    piece = Piece("smoke", "tables", "about", "train", tuple(arms), {}, {"tiny": False})
+    monkeypatch.setattr(work, "pieces_of", lambda *_: [piece])
+    tables = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        assert work.study("smoke", runs=folder, results=folder, workers=workers)
+        tables.append(pd.read_csv(folder / "smoke_tables.csv", comment="#"))
+    one, two = (table.drop(columns="seconds") for table in tables)
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_runs_of_other_code_are_refused_repeated_or_taken_as_they_are(tmp_path, capsys):
+    grid = ["batch", "trial", *QUICK_ARGUMENTS, "--out", str(tmp_path)]
+    path = run(Trial(**QUICK), tmp_path) / "run.json"
+    assert main([*grid, "--dry-run"]) == 0
+    assert "0 to do, 1 done" in capsys.readouterr().out
+    info = json.loads(path.read_text())
+    for stretch in info["stretches"]:
+        stretch["code"]["catlib/gain.py"] = "another"
+    path.write_text(json.dumps(info))
+    assert main([*grid, "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "finished by other code" in said and "catlib/gain.py" in said
+    assert main([*grid, "--dry-run", "--if-code-changed", "repeat"]) == 0
+    assert main([*grid, "--dry-run", "--if-code-changed", "reuse"]) == 0
+    said = capsys.readouterr().out
+    assert "1 to do, 0 done" in said and "0 to do, 1 done" in said
+
+
+def test_a_bad_run_is_named_in_the_table_and_hides_no_other(tmp_path, capsys):
+    run(Trial(**QUICK), tmp_path)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "run.json").write_text("{")
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "error.txt").write_text("ValueError: no\nsuch thing\n\nTraceback ...")
+    assert main(["batch", "--table", "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "table.csv").set_index("run")
+    assert dict(table.status) == {
+        Trial(**QUICK).id: "done",
+        "foreign": "unreadable",
+        "failed": "failed",
+    }
+    assert table.error["failed"] == "ValueError: no such thing"
+    assert table.alpha[Trial(**QUICK).id] == 0.5
+    assert json.loads((tmp_path / Trial(**QUICK).id / "run.json").read_text())["status"] == "done"
+
+
+# ------------------------------------------------------------------ the documentation
+
+
+def commands_in(path: Path) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("catlib")]
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_documentation_run_as_they_stand(tmp_path):
+    page = (DOCS / "batches.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"`(\w+\.(?:toml|yaml))`:\n\n```\w+\n(.*?)```", page, re.S):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "notebooks").symlink_to(NOTEBOOKS)
+    commands = commands_in(DOCS / "batches.md")
+    assert len(commands) >= 6
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "catlib.lab", *words[1:]],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
