@@ -26,10 +26,11 @@ FLOORS = [
 LAB_FLOORS = [
     {"__init__", "paths", "markdown", "paper", "sources"},
     {"runs", "baselines"},
-    {"batch", "compare", "figures", "judge", "similarity", "site"},
+    {"batch", "compare", "explorer", "figures", "judge", "similarity", "site"},
     {"diagrams"},
     {"study", "background", "panel", "exercises", "environment"},
     {"summaries", "claims"},
+    {"advice"},
     {"pages"},
     {"__main__"},
 ]
