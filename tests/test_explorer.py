@@ -3,12 +3,14 @@
 import json
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
 from catlib.lab import explorer
 from catlib.lab.compare import measured
+from catlib.lab.paths import NOTEBOOKS
 
 ALPHAS = (0.0, 0.5, 0.9)
 NUMBERS = (16, 32)
@@ -109,6 +111,17 @@ def test_the_output_holds_a_live_and_a_still_figure_and_stays_small(monkeypatch)
     assert "bdata" not in live and len(live) < 16_000
     assert len(bundle["image/png"]) < 80_000
     assert options["raw"] and options["metadata"]["image/png"]["alt"]
+
+
+def test_wherever_the_course_keeps_a_live_figure_a_still_one_stands_beside_it():
+    found = 0
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        for cell in nbformat.read(path, 4).cells:
+            for output in cell.get("outputs", []):
+                if explorer.PLOTLY in output.get("data", {}):
+                    assert "image/png" in output.data and output.metadata["image/png"]["alt"]
+                    found += 1
+    assert found
 
 
 def test_a_panel_for_every_sampling_number():
