@@ -26,10 +26,11 @@ FLOORS = [
 LAB_FLOORS = [
     {"__init__", "course", "paths", "markdown", "paper", "sources"},
     {"runs", "baselines"},
-    {"batch", "compare", "figures", "judge", "similarity", "site"},
+    {"batch", "compare", "explorer", "figures", "judge", "similarity", "site"},
     {"diagrams"},
     {"study", "background", "panel", "explore", "exercises", "editions", "environment"},
     {"summaries", "claims"},
+    {"advice"},
     {"pages"},
     {"__main__"},
 ]

@@ -1,0 +1,267 @@
+"""Pictures of the sampling number: AT beside CAT at each, what a level cost, and a live figure.
+
+The live figure is made by plotly and needs no kernel: its slider and buttons work wherever the
+script of plotly is loaded, as on a page of the course. Beside it in the same output stands a still
+picture, for places that show no script.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter, ScalarFormatter
+
+from .compare import COSTS, METRICS, costs
+from .figures import COLOURS, colours_of, curves, picture
+
+PLOTLY = "application/vnd.plotly.v1+json"
+ARMS = ("AT", "CAT")
+
+
+def small_multiples(
+    records: pd.DataFrame, metrics: Sequence[str] = ("robust_accuracy",), title: str = ""
+) -> Figure:
+    """AT and CAT against iterations in a panel for every sampling number, a row for every metric.
+
+    A line is the mean over seeds, its band reaches from the least to the most.
+
+    Args:
+        records: with the columns arm, seed, sampling_number, iteration and the metrics.
+    """
+    numbers = sorted(records.sampling_number.unique())
+    figure, axes = plt.subplots(
+        len(metrics),
+        len(numbers),
+        figsize=(7.6, 0.7 + 1.6 * len(metrics)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for row, metric in zip(axes, metrics, strict=True):
+        for axis, number in zip(row, numbers, strict=True):
+            own = records[records.sampling_number == number]
+            curves(own, metrics=(metric,), axes=axis)
+            axis.get_legend().remove()
+            axis.set(title="", xlabel="")
+        row[0].set_ylabel(METRICS[metric])
+    for axis, number in zip(axes[0], numbers, strict=True):
+        axis.set_title(f"k = {number}")
+    highest = records[list(metrics)].max(axis=None)
+    axes[0, 0].set_ylim(0, _round_above(highest))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside right upper")
+    figure.supxlabel("iterations", fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def cost_of_level(
+    records: pd.DataFrame, level: float, measures: Sequence[str] = tuple(COSTS)
+) -> Figure:
+    """What a robust accuracy cost at each sampling number, a panel for each measure of cost.
+
+    A dot is a run. The line joins the means; it leaves out a sampling number at which a run did
+    not reach the level, because the mean of the others would hide the slow ones.
+
+    Args:
+        level: in [0, 1].
+        measures: "iteration", "passes" or "seconds".
+    """
+    numbers = sorted(records.sampling_number.unique())
+    figure, axes = plt.subplots(1, len(measures), figsize=(2.55 * len(measures), 2.7))
+    for arm, shift in zip(ARMS, (0.94, 1.06), strict=True):  # side by side, so that none is hidden
+        own = records[records.arm == arm]
+        took = costs(own, level, by="sampling_number").set_index("sampling_number")
+        places = shift * took.index.to_numpy(float)
+        for axis, cost in zip(axes, measures, strict=True):
+            means = took[cost].groupby(level=0).apply(lambda each: each.mean(skipna=False))
+            axis.plot(places, took[cost], "o", color=COLOURS[arm], alpha=0.45, markersize=4)
+            axis.plot(shift * means.index, means, "-s", markersize=5, color=COLOURS[arm], label=arm)
+    for axis, cost in zip(axes, measures, strict=True):
+        axis.set_title(COSTS[cost].removeprefix("forward-backward "))
+        axis.set(xlabel="sampling number k", ylim=(0, None))
+        _numbers_across(axis, numbers)
+        if cost == "passes":
+            axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes[0].legend()
+    figure.suptitle(f"to reach {100 * level:g} % robust accuracy", fontsize=11)
+    return figure
+
+
+def _numbers_across(axis: Axes, numbers: Sequence[int]) -> None:
+    """A logarithmic axis on which exactly the sampling numbers are marked."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(numbers)
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+# ------------------------------------------------------------------ alpha and k, live
+
+
+def explore_grid(grid: pd.DataFrame, alpha: float = 0.5) -> None:
+    """Show the grid of alpha and sampling number: a live figure, and a still one in its place.
+
+    Args:
+        grid: records with the columns alpha, sampling_number, seed, iteration, passes and
+            robust_accuracy.
+        alpha: which one is shown at first, and in the still picture.
+    """
+    still = still_grid(grid, alpha)
+    stored = picture(still)
+    plt.close(still)
+    assert stored is not None, "a figure with axes is never empty"
+    png, shown = stored
+    values = f"alpha {', '.join(f'{value:g}' for value in sorted(grid.alpha.unique()))}"
+    shown["alt"] = f"Robust accuracy at alpha = {alpha:g}, a curve for each sampling number."
+    bundle = {
+        PLOTLY: json.loads(live_grid(grid, alpha).to_json()),
+        "image/png": base64.b64encode(png).decode(),
+        "text/plain": f"a figure with a slider: {values}",
+    }
+    display(bundle, raw=True, metadata={"image/png": shown})
+
+
+def still_grid(grid: pd.DataFrame, alpha: float) -> Figure:
+    """Robust accuracy at one alpha, a curve a sampling number, against iterations and passes.
+
+    Only means over the seeds: five bands on top of each other could not be told apart.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.9), sharey=True)
+    own = grid[grid.alpha == alpha]
+    for axis, cost in ((left, "iteration"), (right, "passes")):
+        curves(own, cost, ("robust_accuracy",), by="sampling_number", band=False, axes=axis)
+        axis.set(title="", ylim=(0, _round_above(grid.robust_accuracy.max())))
+        axis.get_legend().remove()
+    right.set_xscale("log")
+    left.set_ylabel(METRICS["robust_accuracy"])
+    right.legend(title="k", fontsize=9, loc="upper left", bbox_to_anchor=(1, 1.05))
+    figure.suptitle(f"CAT with alpha = {alpha:g}", fontsize=11)
+    return figure
+
+
+def live_grid(grid: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
+    """The same by plotly: a slider moves alpha, and buttons choose iterations or passes.
+
+    A line is the mean over seeds, its band reaches from the least to the most.
+
+    Raises: ValueError: the evaluations do not lie at equal distances.
+    """
+    alphas = sorted(grid.alpha.unique())
+    figure = go.Figure(layout={"template": "none"})  # the usual template is larger than the data
+    for trace in _traces(grid[grid.alpha == alpha]):
+        figure.add_trace(trace)
+    steps = []
+    for value in alphas:
+        heights = [trace["y"] for trace in _traces(grid[grid.alpha == value])]
+        steps.append({"label": f"{value:g}", "method": "restyle", "args": [{"y": heights}]})
+    slider = {
+        "active": alphas.index(alpha),
+        "currentvalue": {"prefix": "alpha = "},
+        "pad": {"t": 55},
+        "steps": steps,
+    }
+    figure.update_layout(
+        height=460,
+        margin={"l": 60, "r": 20, "t": 60, "b": 40},
+        xaxis={"title": {"text": COSTS["iteration"]}, "gridcolor": "#dddddd"},
+        yaxis={
+            "title": {"text": METRICS["robust_accuracy"]},
+            "range": [0, _round_above(grid.robust_accuracy.max())],
+            "gridcolor": "#dddddd",
+        },
+        legend={"title": {"text": "sampling number k"}},
+        sliders=[slider],
+        updatemenus=[_cost_buttons(grid[grid.alpha == alpha])],
+    )
+    return figure
+
+
+def _traces(own: pd.DataFrame) -> list[dict]:
+    """For each sampling number three lines: the least over seeds, the most, and the mean."""
+    numbers = sorted(own.sampling_number.unique())
+    colours = colours_of(numbers)
+    traces = []
+    for number in numbers:
+        runs = own[own.sampling_number == number].groupby("iteration")
+        colour = to_hex(colours[number])
+        line = {
+            "type": "scatter",
+            "mode": "lines",
+            **_places(runs.iteration.first()),
+            "legendgroup": str(number),
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+        edge = line | {"line": {"width": 0}}
+        band = {"fill": "tonexty", "fillcolor": _see_through(colour)}
+        shown = {
+            "name": str(number),
+            "line": {"color": colour, "width": 2.5},
+            "hoverinfo": "x+y+name",
+            "showlegend": True,
+        }
+        value = runs.robust_accuracy
+        traces.append(edge | {"y": _three_digits(value.min())})
+        traces.append(edge | band | {"y": _three_digits(value.max())})
+        traces.append(line | shown | {"y": _three_digits(value.mean())})
+    return traces
+
+
+def _cost_buttons(own: pd.DataFrame) -> dict:
+    """Two buttons that put iterations or passes on the axis below."""
+    buttons = []
+    for cost, scale in (("iteration", "linear"), ("passes", "log")):
+        places: dict[str, list[float]] = {"x0": [], "dx": []}
+        for _, part in own.groupby("sampling_number"):
+            across = _places(part.groupby("iteration")[cost].mean())
+            for name in places:
+                places[name] += 3 * [across[name]]  # of the least, the most and the mean
+        axis = {
+            "xaxis.title.text": COSTS[cost],
+            "xaxis.type": scale,
+            "xaxis.autorange": True,
+        }
+        label = f"against {COSTS[cost].removeprefix('forward-backward ')}"
+        buttons.append({"label": label, "method": "update", "args": [places, axis]})
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "buttons": buttons,
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.16,
+        "yanchor": "top",
+    }
+
+
+def _places(values: pd.Series) -> dict[str, float]:
+    """Evenly spaced values as the first one and a distance, which takes less room than a list."""
+    distances = np.diff(values)
+    if len(distances) == 0 or not np.allclose(distances, distances[0]):
+        raise ValueError(
+            f"the evaluations lie at {values.tolist()}; the live figure needs two or more of them "
+            "at equal distances: train with one evaluate_every."
+        )
+    return {"x0": float(values.iloc[0]), "dx": float(distances[0])}
+
+
+def _three_digits(values: pd.Series) -> list[float]:
+    return values.round(3).tolist()
+
+
+def _see_through(colour: str) -> str:
+    red, green, blue = (round(255 * part) for part in to_rgb(colour))
+    return f"rgba({red},{green},{blue},0.13)"
+
+
+def _round_above(share: float) -> float:
+    """A round height above an accuracy."""
+    return float(np.ceil(10 * share + 0.2) / 10)

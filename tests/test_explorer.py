@@ -1,0 +1,146 @@
+"""Pictures of the sampling number: what they draw is what the records say."""
+
+import json
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from catlib.lab import explorer
+from catlib.lab.compare import measured
+from catlib.lab.paths import NOTEBOOKS
+
+ALPHAS = (0.0, 0.5, 0.9)
+NUMBERS = (16, 32)
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def grid():
+    """CAT at three alphas and two sampling numbers, two seeds, three evaluations each."""
+    rows = [
+        {
+            "arm": "CAT",
+            "seed": seed,
+            "alpha": alpha,
+            "sampling_number": number,
+            "iteration": iteration,
+            "passes": 6 * number * iteration,
+            "robust_accuracy": (iteration / 100 + alpha / 10 + number / 1000) + 0.02 * seed,
+        }
+        for seed in (0, 1)
+        for alpha in ALPHAS
+        for number in NUMBERS
+        for iteration in (10, 20, 30)
+    ]
+    return pd.DataFrame(rows)
+
+
+def race(rows):
+    """Records of runs (arm, k, seed, evaluation at which it arrives), of 8 evaluations each."""
+    return pd.DataFrame(
+        {
+            "arm": arm,
+            "sampling_number": number,
+            "seed": seed,
+            "iteration": 10 * i,
+            "passes": 60 * number * i,
+            "seconds": i / 2,
+            "accuracy": 0.9,
+            "robust_accuracy": 0.6 if i >= arrives else 0.1,
+        }
+        for arm, number, seed, arrives in rows
+        for i in range(1, 9)
+    )
+
+
+def test_every_step_of_the_slider_shows_the_means_and_the_range_of_its_alpha(grid):
+    figure = explorer.live_grid(grid)
+    steps = figure.layout.sliders[0].steps
+    assert [float(step.label) for step in steps] == list(ALPHAS)
+    for step, alpha in zip(steps, ALPHAS, strict=True):
+        heights = step.args[0]["y"]
+        for place, number in enumerate(NUMBERS):
+            own = grid[(grid.alpha == alpha) & (grid.sampling_number == number)]
+            table = own.pivot(index="iteration", columns="seed", values="robust_accuracy")
+            drawn = heights[3 * place : 3 * place + 3]
+            expected = (table.min(axis=1), table.max(axis=1), table.mean(axis=1))
+            for line, values in zip(drawn, expected, strict=True):
+                np.testing.assert_allclose(line, values, atol=6e-4)
+
+
+def test_the_live_figure_begins_with_the_alpha_that_its_slider_says(grid):
+    figure = explorer.live_grid(grid, alpha=0.9)
+    step = figure.layout.sliders[0].steps[figure.layout.sliders[0].active]
+    assert step.label == "0.9"
+    assert [list(trace.y) for trace in figure.data] == [list(line) for line in step.args[0]["y"]]
+    names = [trace.name for trace in figure.data if trace.showlegend]
+    assert names == [str(number) for number in NUMBERS]
+
+
+def test_the_buttons_put_iterations_or_passes_below(grid):
+    iterations, passes = explorer.live_grid(grid).layout.updatemenus[0].buttons
+    assert list(iterations.args[0]["x0"]) == list(iterations.args[0]["dx"]) == 6 * [10]
+    assert passes.args[0]["x0"][0] == passes.args[0]["dx"][0] == 960
+    assert passes.args[0]["x0"][-1] == passes.args[0]["dx"][-1] == 1920
+
+
+def test_uneven_evaluations_are_refused(grid):
+    with pytest.raises(ValueError, match="equal distances"):
+        explorer.live_grid(grid.assign(iteration=grid.iteration**2))
+
+
+def test_the_output_holds_a_live_and_a_still_figure_and_stays_small(monkeypatch):
+    """JavaScript and code hosts read plain lists; arrays packed in base64 need a new plotly.js."""
+    grid = measured("cpu_digits_grid")
+    if grid is None:
+        pytest.skip("the grid is not measured yet")
+    shown = []
+    monkeypatch.setattr(explorer, "display", lambda *args, **kwargs: shown.append((args, kwargs)))
+    explorer.explore_grid(grid)
+    ((bundle,), options) = shown[0]
+    assert {explorer.PLOTLY, "image/png", "text/plain"} == set(bundle)
+    live = json.dumps(bundle[explorer.PLOTLY])
+    assert "bdata" not in live and len(live) < 16_000
+    assert len(bundle["image/png"]) < 80_000
+    assert options["raw"] and options["metadata"]["image/png"]["alt"]
+
+
+def test_wherever_the_course_keeps_a_live_figure_a_still_one_stands_beside_it():
+    found = 0
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        for cell in nbformat.read(path, 4).cells:
+            for output in cell.get("outputs", []):
+                if explorer.PLOTLY in output.get("data", {}):
+                    assert "image/png" in output.data and output.metadata["image/png"]["alt"]
+                    found += 1
+    assert found
+
+
+def test_a_panel_for_every_sampling_number():
+    records = race([(arm, k, 0, 3) for arm in ("AT", "CAT") for k in (16, 64, 256)])
+    figure = explorer.small_multiples(records, ("accuracy", "robust_accuracy"), "digits")
+    titles = [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes[:3]]
+    assert titles == ["k = 16", "k = 64", "k = 256"]
+    assert len(figure.axes) == 6
+    labels = [line.get_label() for line in figure.axes[0].get_lines()]
+    assert labels == ["AT", "CAT"]
+
+
+def test_a_mean_is_left_out_where_a_run_did_not_arrive():
+    never = 99
+    arrivals = [("AT", 16, 0, 2), ("AT", 16, 1, 4), ("AT", 64, 0, 1), ("AT", 64, 1, never)]
+    records = race(arrivals + [("CAT", k, seed, 3) for k in (16, 64) for seed in (0, 1)])
+    iterations = explorer.cost_of_level(records, 0.5).axes[0]
+    means = {line.get_label(): line.get_ydata() for line in iterations.get_lines()}
+    np.testing.assert_allclose(means["AT"], [30, np.nan])
+    np.testing.assert_allclose(means["CAT"], [30, 30])
+    dots = iterations.get_lines()[0].get_ydata()
+    assert sorted(dots[~np.isnan(dots)]) == [10, 20, 40], "the runs that did arrive are shown"
