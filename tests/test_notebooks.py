@@ -6,6 +6,7 @@ nbval runs the notebooks.
 import ast
 import json
 import re
+from collections import Counter
 
 import nbformat
 import pytest
@@ -263,6 +264,63 @@ def test_a_strict_check_raises_unless_the_answer_is_right(answer, monkeypatch):
     exercises.check(5, 5, "because")
     with pytest.raises(AssertionError):
         exercises.check(answer, 5, "because")
+
+
+@pytest.fixture
+def hinted(monkeypatch, capsys):
+    """Asks a check with two hints; returns what it prints."""
+    monkeypatch.setattr(exercises, "STRICT", False)
+    monkeypatch.setattr(exercises, "_TRIES", Counter())
+
+    def ask(answer, hint="look at b", stronger="add b", **options):
+        exercises.check(answer, 5, "because", hint=hint, stronger=stronger, **options)
+        return capsys.readouterr().out
+
+    return ask
+
+
+def test_a_wrong_answer_gets_a_hint_then_a_stronger_one_then_the_answer(hinted):
+    first, second, third, fourth = hinted(4), hinted(3), hinted(2), hinted(1)
+    assert "look at b" in first and "add b" not in first and "because" not in first
+    assert "add b" in second and "because" not in second
+    assert "because" in third and "because" in fourth
+    assert all(said.startswith("✗") for said in (first, second, third, fourth))
+
+
+def test_blank_answers_are_no_tries_and_a_right_one_begins_anew(hinted):
+    assert hinted(None) == hinted(...) == "not yet: fill in the cell above\n"
+    assert "look at b" in hinted(4)
+    assert hinted(5) == "✓ because\n"
+    assert "look at b" in hinted(4), "the tries begin anew"
+
+
+def test_the_tries_of_two_checks_are_counted_apart(hinted):
+    assert "look at b" in hinted(4)
+    assert "look at c" in hinted(4, hint="look at c")
+    assert "add b" in hinted(4)
+
+
+@pytest.mark.parametrize("answer", ["?", " ? ", (1, "?")])
+def test_a_question_mark_is_told_the_answer_and_is_no_try(hinted, answer):
+    assert hinted(answer) == "The answer: because\n"
+    assert hinted(answer, on=(1,)) == "The answer: because\n", "it is not called"
+    assert "look at b" in hinted(4)
+
+
+def test_a_hint_that_is_missing_is_skipped(hinted):
+    assert "because" in hinted(4, hint="", stronger="")
+    assert "add b" in hinted(4, hint="") and "because" in hinted(4, hint="")
+
+
+def test_what_an_answer_raised_is_said_beside_the_hint(hinted):
+    said = hinted(lambda x: x / 0, on=(1,))
+    assert "ZeroDivisionError" in said and "look at b" in said and "because" not in said
+
+
+def test_a_strict_check_raises_for_a_question_mark(hinted, monkeypatch):
+    monkeypatch.setattr(exercises, "STRICT", True)
+    with pytest.raises(AssertionError, match="because"):
+        hinted("?")
 
 
 def solved(code="f = ...\n### BEGIN SOLUTION\nf = 1\n### END SOLUTION\nprint(f)"):

@@ -8,6 +8,7 @@ between the lines `### BEGIN SOLUTION` and `### END SOLUTION` replaced by `# you
 """
 
 import re
+from collections import Counter
 
 import nbformat
 import torch
@@ -17,47 +18,81 @@ from .paths import NOTEBOOKS, SOLUTIONS
 STRICT = False  # the solutions' notebooks set it to True: anything but a right answer then raises
 # JupyterLab shows the first line of a folded cell
 _FOLDED = "# The check. It tells the answer, so it is folded.\n"
+_TRIES: Counter[tuple[str, str]] = Counter()  # wrong tries so far; a check is known by its hints
 _SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION$", re.M | re.S)
 
 
-def check(answer, right, why: str, *, on: tuple | None = None) -> None:
-    """Print whether an answer is right, wrong (and why), or not there yet.
+def check(
+    answer, right, why: str, *, hint: str = "", stronger: str = "", on: tuple | None = None
+) -> None:
+    """Print whether an answer is right; to a wrong one a hint, a stronger one, then the answer.
 
-    What the answer raises is printed too; only with STRICT does anything but a right answer raise.
+    The first wrong try shows the hint, the second the stronger hint, the third why the right answer
+    is right. A hint that is not given is skipped, so that a check without hints tells the answer at
+    the first wrong try. The answer "?" asks for it at once. After a right answer the tries begin
+    anew. What the answer raises is printed too; only with STRICT does anything but a right answer
+    raise.
 
     Args:
-        answer: what the student gave; None, ... and a tuple of nothing else count as blank.
+        answer: what the student gave; None, ... and a tuple of nothing else count as blank, which
+            is no try.
         right: the right answer (numbers, lists and tensors are compared to 1e-6), or a function of
             the answer that returns True if it is right.
-        why: the reason behind the right answer, in words that help someone whose answer is wrong.
+        why: the right answer and the reason behind it, in words that help someone whose answer is
+            wrong.
+        hint: where to look, without the answer.
+        stronger: the step that leads there, still without the answer.
         on: where the answer is a function: the arguments to call it with. What it returns is then
             judged.
 
     Raises: AssertionError: STRICT, and the answer is not right.
     """
+    asked = _asks(answer)
     blank = _blank(answer)
     good = False
     error = ""
     try:
-        if on is not None and not blank:
+        if on is not None and not blank and not asked:
             answer = answer(*on)
             blank = _blank(answer)
-        if not blank:
+        if not blank and not asked:
             good = bool(right(answer) if callable(right) else _same(answer, right))
     except Exception as problem:  # a student's code may raise anything
         error = f" (your answer raised {type(problem).__name__}: {problem})"
-    verdict = _verdict(blank, good, why, error)
+    if asked:
+        verdict = f"The answer: {why}"
+    elif blank:
+        verdict = "not yet: fill in the cell above"
+    elif good:
+        _TRIES.pop((hint, stronger), None)
+        verdict = f"✓ {why}"
+    else:
+        verdict = _help(why, hint, stronger, error)
     if STRICT and not good:
         raise AssertionError(verdict)
     print(verdict)
 
 
-def _verdict(blank: bool, good: bool, why: str, error: str) -> str:
-    if blank:
-        return "not yet: fill in the cell above"
-    if good:
-        return f"✓ {why}"
-    return f"✗ not right: {why}{error}"
+def _help(why: str, hint: str, stronger: str, error: str) -> str:
+    """What a wrong try is told, by how many there were before it."""
+    hints = []
+    if hint:
+        hints.append(f"Hint: {hint}")
+    if stronger:
+        hints.append(f"Stronger hint: {stronger}")
+    tries = _TRIES[hint, stronger]
+    _TRIES[hint, stronger] += 1
+    if tries >= len(hints):
+        return f"✗ not right{error}. The answer: {why}"
+    again = 'Try again, or put "?" in place of your answer to be told.'
+    return f"✗ not right yet{error}. {hints[tries]}\n  {again}"
+
+
+def _asks(answer) -> bool:
+    """Whether the answer, or a part of it, is a question mark: the student asks to be told."""
+    if isinstance(answer, tuple):
+        return any(_asks(part) for part in answer)
+    return isinstance(answer, str) and answer.strip() == "?"
 
 
 def _blank(answer) -> bool:

@@ -3,13 +3,18 @@
 Records are tables with one row an evaluation, as :mod:`catlib.lab.compare` describes them.
 """
 
+import io
 import math
+import sys
+from weakref import WeakKeyDictionary
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from cycler import cycler
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 
 from .compare import COSTS, METRICS
 
@@ -17,14 +22,22 @@ from .compare import COSTS, METRICS
 COLOURS = {"AT": "#0072B2", "CAT": "#D55E00"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
+DPI = 144  # pixels that are stored for an inch of a figure
+SHOWN_DPI = 72  # pixels of the page that an inch takes: half, so that fine screens show it sharply
+_PALETTE_SIZE = 128  # colours of a stored picture
+_DESCRIPTIONS: WeakKeyDictionary[Figure, str] = WeakKeyDictionary()  # figure to text alternative
+
 
 def use_style() -> None:
-    """Set matplotlib up for the notebooks: sizes for reading on a page, light grid, the palette."""
+    """Set matplotlib up for the notebooks: sizes for reading on a page, light grid, the palette.
+
+    In IPython, figures are from then on stored as small PNG pictures; see :func:`picture`.
+    """
     plt.rcParams.update(
         {
             "figure.figsize": (7, 3.4),
-            "figure.dpi": 80,
-            "savefig.dpi": 80,
+            "figure.dpi": DPI,
+            "savefig.dpi": DPI,
             "figure.constrained_layout.use": True,
             "font.size": 10,
             "axes.titlesize": 11,
@@ -41,6 +54,102 @@ def use_style() -> None:
             "axes.prop_cycle": cycler(color=PALETTE),
         }
     )
+    _store_small_pictures()
+
+
+def describe(text: str, figure: Figure | None = None) -> None:
+    """Give a figure its text alternative: what is seen, for those who cannot see the picture.
+
+    Call it in the cell that draws. The text is kept in the notebook beside the picture, and pages
+    made from the notebook read it out (the ``alt`` of HTML); JupyterLab does not show it.
+
+    Args:
+        text: one sentence that says what is seen.
+        figure: None is the current figure.
+    """
+    if figure is None:
+        figure = plt.gcf()
+    _DESCRIPTIONS[figure] = " ".join(text.split())
+
+
+def picture(figure: Figure) -> tuple[bytes, dict] | None:
+    """A figure as a notebook stores it: a PNG of few colours, and how it is to be shown.
+
+    Returns: the PNG; and the width and height on the page with the text alternative of
+        :func:`describe`, if it has one. None: the figure is empty.
+    """
+    from IPython.core.pylabtools import print_figure
+
+    drawn = print_figure(figure)
+    if drawn is None:
+        return None
+    image = Image.open(io.BytesIO(drawn))
+    shown: dict[str, int | str] = {
+        "width": round(image.width * SHOWN_DPI / figure.dpi),
+        "height": round(image.height * SHOWN_DPI / figure.dpi),
+    }
+    if figure in _DESCRIPTIONS:
+        shown["alt"] = _DESCRIPTIONS[figure]
+    return small_png(image), shown
+
+
+def small_png(image: Image.Image) -> bytes:
+    """A picture as PNG with a palette of at most 128 colours: a third of the bytes or less.
+
+    Every pixel takes the nearest colour of the palette. Half of the palette covers all colours
+    that occur, so that a thin line keeps its colour; the other half follows how often they occur,
+    so that gradients stay smooth. A picture with 128 colours or fewer stays as it is, and so does
+    one with transparent parts.
+    """
+    file = io.BytesIO()
+    if image.mode == "RGBA" and np.asarray(image)[..., 3].min() < 255:
+        image.save(file, "PNG", optimize=True)
+        return file.getvalue()
+    opaque = image.convert("RGB")
+    pixels = np.asarray(opaque).reshape(-1, 3).astype(int)
+    # one number for each colour: np.unique sorts numbers much faster than rows
+    codes, colour_of_pixel = np.unique(pixels @ [256 * 256, 256, 1], return_inverse=True)
+    colours = np.stack([codes // 256**2, codes // 256 % 256, codes % 256], axis=1)
+    palette = _palette(opaque, colours)
+    indices = _nearest(colours, palette)[colour_of_pixel]
+    small = Image.fromarray(indices.reshape(opaque.height, opaque.width).astype(np.uint8), "P")
+    small.putpalette(palette.astype(np.uint8).tobytes())
+    small.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _palette(image: Image.Image, colours: np.ndarray) -> np.ndarray:
+    """At most 128 colours, as rows of red, green and blue, that stand for those of the image."""
+    if len(colours) <= _PALETTE_SIZE:
+        return colours
+    half = _PALETTE_SIZE // 2
+    all_kinds = image.quantize(half, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
+    frequent = image.quantize(half, method=Image.Quantize.MEDIANCUT)
+    both = (all_kinds.getpalette() or []) + (frequent.getpalette() or [])
+    return np.array(both).reshape(-1, 3)
+
+
+def _nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """For each colour the row of the palette that is nearest to it."""
+    rows = []
+    for part in np.array_split(colours, len(colours) // 1000 + 1):  # little memory at a time
+        distances = np.square(part[:, None] - palette).sum(axis=2)
+        rows.append(distances.argmin(axis=1))
+    return np.concatenate(rows)
+
+
+def _store_small_pictures() -> None:
+    """Have IPython, where it runs, store figures by :func:`picture`."""
+    if "IPython" not in sys.modules:
+        return
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is None:
+        return
+    # Loading the backend makes IPython register its own way, which would replace a way given before
+    plt.switch_backend(plt.get_backend())
+    shell.display_formatter.formatters["image/png"].for_type(Figure, picture)
 
 
 def curves(
