@@ -24,19 +24,21 @@ from typing import Any
 import ipywidgets as w
 import numpy as np
 import pandas as pd
+import PIL.Image
 import torch
 from IPython import get_ipython
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.ticker import EngFormatter
 
 from ..data import CLASSES, data_root
 from ..training import Record, Training
 from .background import TURN, BackgroundTraining
 from .compare import COSTS
-from .figures import COLOURS, PALETTE
+from .figures import COLOURS, PALETTE, small_png
 from .runs import Trial
 
 CONTROLS = ("alpha", "epsilon", "sampling_number", "dataset", "device")
@@ -107,7 +109,8 @@ class TrainingPanel(BackgroundTraining):
         if not interactive():
             self.run(headless_iterations)
             if get_ipython():
-                display(Image(self.picture(), alt=self.summary()))
+                drawn = PIL.Image.open(io.BytesIO(self.picture()))
+                display(Image(small_png(drawn), alt=self.summary()))
             return
         request = get_ipython().get_parent()
         cell = request.get("metadata", {}).get("cellId")
@@ -123,8 +126,9 @@ class TrainingPanel(BackgroundTraining):
     def figure(self) -> Figure:
         """The curves so far; with ``show_batch`` the last batch and the weights below them."""
         rows = 2 if self.show_batch else 1
-        figure = Figure(figsize=(8.4, 2.75 * rows), dpi=110)
-        figure.set_layout_engine("none")
+        # the style asks for constrained layout, which does not allow margins by hand
+        by_hand = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
+        figure = Figure(figsize=(8.4, 2.75 * rows), dpi=110, layout=by_hand)
         axes = figure.subplots(rows, 2, squeeze=False)
         # margins by hand: to find them anew for every frame would take as long as drawing it
         figure.subplots_adjust(
