@@ -30,7 +30,7 @@ LAB_FLOORS = [
     {"diagrams"},
     {"study", "background", "panel", "exercises", "environment"},
     {"summaries", "claims"},
-    {"pages"},
+    {"pages", "race"},
     {"__main__"},
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
