@@ -289,7 +289,7 @@ def test_similarity_counts_in_the_second_half_and_above_its_control(mean, contro
 
 
 @pytest.mark.parametrize(
-    ("correlation", "spread", "one_pass", "word"),
+    ("correlation", "spread", "one_epoch", "word"),
     [
         (0.8, 0.02, 20, "holds"),
         (0.71, 0.3, 20, "not shown"),  # above 0.7, but the seeds lie far apart
@@ -298,7 +298,7 @@ def test_similarity_counts_in_the_second_half_and_above_its_control(mean, contro
         (0.8, 0.02, 400, "not tested"),  # so old a weight was never seen
     ],
 )
-def test_old_weights_are_judged_at_the_age_that_matters(correlation, spread, one_pass, word):
+def test_old_weights_are_judged_at_the_age_that_matters(correlation, spread, one_epoch, word):
     rows = [
         {"alpha": 0.5, "seed": seed, "iteration": iteration, "age": age}
         | {"within_class": (correlation if age == 20 else 0.95) + spread * (seed - 2)}
@@ -306,7 +306,7 @@ def test_old_weights_are_judged_at_the_age_that_matters(correlation, spread, one
         for iteration in (10, 40)
         for age in (5, 20)
     ]
-    found = compare.old_weights(pd.DataFrame(rows), one_pass)
+    found = compare.old_weights(pd.DataFrame(rows), one_epoch)
     assert found["verdict"].word == word
     assert found["age"] == 20
 

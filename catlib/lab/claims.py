@@ -319,8 +319,8 @@ def old_weights(rows: pd.DataFrame, piece: Piece) -> Answer:
     """Does an old weight still rank examples? Of AT, where age is independent of weight."""
     _, trial = piece.trials[0]
     images = trial.train_size or TRAINING_IMAGES[trial.dataset]
-    one_pass = images / trial.sampling_number
-    numbers = compare.old_weights(rows[rows.arm == "AT"], one_pass)
+    one_epoch = images / trial.sampling_number
+    numbers = compare.old_weights(rows[rows.arm == "AT"], one_epoch)
     return Answer(numbers["verdict"], numbers)
 
 

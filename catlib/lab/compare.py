@@ -549,31 +549,31 @@ def similar_predictions(rows: pd.DataFrame) -> dict:
     }
 
 
-def old_weights(rows: pd.DataFrame, one_pass: float, alpha: float = 0.5) -> dict:
-    """Does an old weight still rank the examples of its class? At the age that matters: one pass.
+def old_weights(rows: pd.DataFrame, one_epoch: float, alpha: float = 0.5) -> dict:
+    """Does an old weight still rank the examples of its class? At the age that matters: one epoch.
 
     A rank correlation of at least 0.7 supports the claim, one of at least 0.4 in part; the whole
     interval must lie there.
 
     Args:
         rows: a table of :func:`catlib.lab.similarity.staleness`, of one way to draw.
-        one_pass: iterations in which as many examples are drawn as there are.
+        one_epoch: iterations in which as many examples are drawn as there are.
 
-    Returns: ``age`` (of the group that one pass falls into, or of the oldest one measured),
+    Returns: ``age`` (of the group that one epoch falls into, or of the oldest one measured),
         ``correlation`` (an :class:`Estimate` over seeds, or over checks where there is one seed),
         ``by_age`` (means), ``verdict``.
     """
     late = rows[(rows.alpha == alpha) & (rows.iteration > rows.iteration.max() / 2)]
     late = late.dropna(subset="within_class")
     by_age = late.groupby("age").within_class.mean()
-    age = max([age for age in by_age.index if age <= one_pass], default=by_age.index.min())
+    age = max([age for age in by_age.index if age <= one_epoch], default=by_age.index.min())
     at_age = late[late.age == age]
     values = at_age.groupby("seed").within_class.mean()
     if len(values) < 3:
         values = at_age.within_class
     correlation = mean_interval(values)
-    if rows.iteration.max() < one_pass:
-        reached = f"weights reach {rows.iteration.max()} iterations, one pass is {one_pass:.0f}"
+    if rows.iteration.max() < one_epoch:
+        reached = f"weights reach {rows.iteration.max()} iterations, one epoch is {one_epoch:.0f}"
         verdict = Verdict(NOT_TESTED, f"not at the age that matters: {reached}")
     elif correlation.low >= 0.7:
         verdict = Verdict(HOLDS)
