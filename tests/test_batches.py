@@ -130,9 +130,9 @@ def test_a_batch_is_described_by_a_file(tmp_path, capsys, ending):
 
 REFUSED = [
     (["trial", "-p", "alhpa=0.5"], "no parameter 'alhpa' (did you mean 'alpha'?)"),
-    (["trial", "-p", "alpha=high"], "alpha is 'high', a str; it must be float"),
-    (["trial", "-p", "seed=0.5"], "seed is 0.5, a float; it must be int"),
-    (["trial", "-p", "augment=1"], "augment is 1, a int; it must be bool"),
+    (["trial", "-p", "alpha=high"], "alpha is 'high', of type str; it must be float"),
+    (["trial", "-p", "seed=0.5"], "seed is 0.5, of type float; it must be int"),
+    (["trial", "-p", "augment=1"], "augment is 1, of type int; it must be bool"),
     (["trial", "-p", "method=TRADES"], "method is 'TRADES'; it must be one of AT, CAT"),
     (["trial", "-p", "dataset=mnits"], "'mnits' cannot be used"),
     (["trial", "-p", "dataset=../x"], "cannot"),
@@ -145,7 +145,7 @@ REFUSED = [
     (["untagged.ipynb"], "no cell with the tag 'parameters'"),
     (["computed.ipynb"], "not a literal: beta = 2 * alpha"),
     (["broken.ipynb"], "broken.ipynb is not a notebook that can be read"),
-    (["typed.ipynb", "-p", "alpha='x'"], "alpha is 'x', a str; it must be float"),
+    (["typed.ipynb", "-p", "alpha='x'"], "alpha is 'x', of type str; it must be float"),
     ([], "say what to run"),
 ]
 

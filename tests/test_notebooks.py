@@ -9,12 +9,14 @@ import re
 from collections import Counter
 
 import nbformat
+import papermill
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from catlib.lab import exercises, paths
 from catlib.lab.__main__ import main
+from catlib.lab.batch import parameters
 
 LESSONS = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted(paths.SOLUTIONS.glob("*.ipynb"))
@@ -140,21 +142,31 @@ def test_the_order_is_that_of_every_lesson(path):
 
 
 @each_lesson
-def test_parameters_are_names_with_literals(path):
-    cell = next(
-        cell
-        for cell in nbformat.read(path, 4).cells
-        if "parameters" in cell.metadata.get("tags", [])
-    )
-    names = []
-    for statement in ast.parse(cell.source).body:
-        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1, ast.unparse(
-            statement
-        )
-        names.append(statement.targets[0].id)
+def test_parameters_are_names_with_types_literals_and_meanings(path):
+    """What `papermill --help-notebook` lists."""
+    cells = nbformat.read(path, 4).cells
+    cell = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    declared = parameters.declared_in(cell.source)
+    listed = papermill.inspect_notebook(str(path))
+    assert declared and list(declared) == list(listed)
+    for name, parameter in declared.items():
         # papermill writes what it is given as a literal, and turns a tuple into a string
-        assert not isinstance(ast.literal_eval(statement.value), tuple)
-    assert names and len(names) == len(set(names))
+        assert not isinstance(parameter.default, tuple)
+        assert parameter.kinds, f"{name}: its type is not one that can be checked"
+        parameter.checked(parameter.default)
+        assert listed[name]["inferred_type_name"] != "None", f"papermill sees no type of {name}"
+        assert listed[name]["help"], f"what {name} means is said nowhere"
+
+
+@each_lesson
+def test_the_set_up_cell_checks_the_parameters_before_it_uses_them(path):
+    cells = nbformat.read(path, 4).cells
+    kinds = [cell.metadata.get("tags", []) for cell in cells]
+    setup = cells[next(i for i, tags in enumerate(kinds) if "parameters" in tags) + 1]
+    before = setup.source.partition("check_parameters(globals())\n")[0]
+    assert before != setup.source
+    allowed = (ast.Import, ast.ImportFrom, ast.Try)
+    assert all(isinstance(statement, allowed) for statement in ast.parse(before).body)
 
 
 @each_lesson

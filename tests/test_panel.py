@@ -15,6 +15,7 @@ import pytest
 
 from catlib import PGD
 from catlib.lab import background
+from catlib.lab import panel as panel_module
 from catlib.lab.baselines import NFGSM
 from catlib.lab.figures import COLOURS
 from catlib.lab.panel import TrainingPanel, interactive
@@ -388,6 +389,44 @@ def test_without_a_kernel_nobody_looks(monkeypatch):
     assert not interactive()
 
 
+class Shell:
+    """The shell of a kernel, asked to run a cell."""
+
+    kernel = "a kernel"
+
+    def __init__(self, metadata):
+        self.metadata = metadata
+
+    def get_parent(self):
+        return {"metadata": self.metadata}
+
+
+class ShellOfColab(Shell):
+    __module__ = "google.colab._shell"
+
+
+@pytest.mark.parametrize(
+    ("shell", "variables", "expected"),
+    [
+        (Shell({"cellId": "a"}), {}, True),  # JupyterLab, VS Code
+        (Shell({}), {}, False),  # papermill, nbclient
+        (Shell({}), {"CATLIB_LIVE": "1"}, True),
+        (Shell({"cellId": "a"}), {"CATLIB_HEADLESS": "1"}, False),
+        (Shell({}), {"CATLIB_LIVE": "1", "CATLIB_HEADLESS": "1"}, False),
+        (ShellOfColab({}), {}, True),
+        (ShellOfColab({}), {"CATLIB_HEADLESS": "1"}, False),
+        (None, {"CATLIB_LIVE": "1"}, False),  # no notebook at all
+    ],
+)
+def test_somebody_looks_where_a_front_end_names_the_cell(monkeypatch, shell, variables, expected):
+    for name in ("CATLIB_HEADLESS", "CATLIB_LIVE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(panel_module, "get_ipython", lambda: shell)
+    assert interactive() == expected
+
+
 def test_the_background_needs_no_widgets():
     code = "import sys, catlib.lab.background; sys.exit('ipywidgets' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -408,6 +447,7 @@ def test_in_a_kernel_the_cell_returns_at_once_and_a_click_stops_the_training():
     from jupyter_client.manager import start_new_kernel
 
     environment = {key: value for key, value in os.environ.items() if key != "CATLIB_HEADLESS"}
+    environment["CATLIB_LIVE"] = "1"  # as no front end names the cells here
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

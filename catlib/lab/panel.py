@@ -59,8 +59,23 @@ _SHOWN: list[tuple["TrainingPanel", str | None, str | None]] = []
 
 
 def interactive() -> bool:
-    """Whether somebody may be looking: in a Jupyter kernel, and CATLIB_HEADLESS is not 1."""
-    return os.environ.get("CATLIB_HEADLESS") != "1" and hasattr(get_ipython(), "kernel")
+    """Whether somebody may be looking at this cell and can move its widgets.
+
+    JupyterLab, Notebook 7 and VS Code name the cell when they ask the kernel to run it; papermill,
+    nbclient and nbconvert do not. Colab is known by its shell. Elsewhere the environment variables
+    decide: CATLIB_LIVE=1 means yes. CATLIB_HEADLESS=1 means no, and comes first.
+    """
+    shell = get_ipython()
+    if os.environ.get("CATLIB_HEADLESS") == "1" or not hasattr(shell, "kernel"):
+        return False
+    in_colab = type(shell).__module__.startswith("google.colab")
+    return os.environ.get("CATLIB_LIVE") == "1" or in_colab or running_cell() is not None
+
+
+def running_cell() -> str | None:
+    """The name that the front end gave to the cell that runs; None if it gave none."""
+    request = get_ipython().get_parent()
+    return request.get("metadata", {}).get("cellId")
 
 
 class TrainingPanel(BackgroundTraining):
@@ -112,9 +127,8 @@ class TrainingPanel(BackgroundTraining):
                 drawn = PIL.Image.open(io.BytesIO(self.picture()))
                 display(Image(small_png(drawn), alt=self.summary()))
             return
-        request = get_ipython().get_parent()
-        cell = request.get("metadata", {}).get("cellId")
-        execution = request.get("header", {}).get("msg_id")
+        cell = running_cell()
+        execution = get_ipython().get_parent().get("header", {}).get("msg_id")
         for panel, its_cell, its_execution in _SHOWN:
             if panel is not self and cell == its_cell and execution != its_execution:
                 panel.stop()  # its controls went away when the cell was run again

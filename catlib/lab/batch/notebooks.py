@@ -127,7 +127,8 @@ def parameters_of(notebook) -> dict[str, Parameter]:
     """What the notebook's `parameters` cell assigns: name, default and the types that fit.
 
     The types are those of an annotation (`alpha: float = 0.5`), else that of the default; any value
-    fits a parameter that is None by default.
+    fits a parameter without an annotation that is None by default. Imports from `typing` may stand
+    in the cell, as annotations need them.
 
     Raises:
         ValueError: there is no such notebook, or it has no cell with the tag `parameters`
@@ -152,6 +153,8 @@ def parameters_of(notebook) -> dict[str, Parameter]:
     found = {}
     for statement in ast.parse(cell.source).body:
         match statement:
+            case ast.ImportFrom(module="typing"):
+                continue
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 annotation = None
             case ast.AnnAssign(target=ast.Name(id=name), value=value, annotation=annotation):
