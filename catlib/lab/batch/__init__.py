@@ -5,7 +5,8 @@
 
 ``parameters`` says which names and values there are, ``units`` makes the runs of a grid and checks
 them, ``engine`` runs them in processes, ``cluster`` on the workers of a Dask scheduler,
-``notebooks`` executes a notebook, ``series`` those of the course, and ``table`` joins what came out.
+``notebooks`` executes a notebook, ``series`` those of the course, and ``table`` joins what came
+out.
 """
 
 from .notebooks import course_notebooks, execute, parameter_names, refresh
