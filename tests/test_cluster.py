@@ -5,6 +5,7 @@ Scheduler and workers are processes of their own, as on a real cluster.
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,10 +144,11 @@ def test_a_batch_on_a_cluster_ends_cleanly_and_frees_the_workers(tmp_path, clust
         assert batch.wait(timeout=SECONDS) == 1, log.read_text()
     assert "its limit of 3 s" in log.read_text() and "Traceback" not in log.read_text()
     log = tmp_path / "stopped.log"
-    [checkpoint] = out.glob("*/checkpoint.pt")
-    saved = checkpoint.stat().st_mtime_ns
+    trial = Trial(iterations=100000, evaluate_every=5, evaluation_size=20)
+    checkpoint = out / trial.id / "checkpoint.pt"
+    shutil.rmtree(out)
     with process(*command, log=log) as batch:
-        wait_for(lambda: checkpoint.stat().st_mtime_ns != saved, log)
+        wait_for(checkpoint.exists, log)
         batch.send_signal(signal.SIGINT)
         assert batch.wait(timeout=SECONDS) == 130, log.read_text()
     assert "The same command goes on" in log.read_text() and "Traceback" not in log.read_text()
