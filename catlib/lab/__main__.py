@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .batch.engine import Failure
+from .batch.engine import Failure, Where
 
 # exit statuses beside 0
 FAILED = 1  # some runs failed; the others are done
@@ -159,6 +159,15 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="run on the workers of a Dask scheduler, such as tcp://10.0.0.1:8786, "
+        "in place of processes here",
+    )
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -185,6 +194,7 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         help="folder of the runs (default: runs/batch)",
     )
     add_workers(parser)
+    add_scheduler(parser)
     parser.add_argument("--shard", metavar="I/N", help="run only the I-th of N parts of the batch")
     parser.add_argument("--limit", type=float, help="seconds that one run may take")
     parser.add_argument(
@@ -261,6 +271,7 @@ def run_batch(options: argparse.Namespace) -> int:
       catlib batch trial -p alpha=0,0.5,0.9 -p seed=0:5 -p iterations=100
       catlib batch notebooks/06_cat_versus_at.ipynb -p alpha=0,0.9 -p seeds=[0],[1]
       catlib batch sweep.toml --shard 1/4
+      catlib batch sweep.toml --scheduler tcp://10.0.0.1:8786 --out /shared/runs
       catlib batch --table
 
     what comes out: a folder OUT/NAME for each run, named by its parameters; OUT/table.csv, all
@@ -269,10 +280,12 @@ def run_batch(options: argparse.Namespace) -> int:
     The exit status is 1 if a run failed.
     """
     from .batch import units
+    from .batch.engine import run_jobs
 
     if options.table and not options.what:
         write_batch_table(options.out)
         return 0
+    check_place(options)
     what, given = batch_asked_for(options)
     values = units.values_for(what, given)
     chosen = units.units_for(
@@ -295,7 +308,8 @@ def run_batch(options: argparse.Namespace) -> int:
     if left and not options.table:
         units.check_datasets(unit.dataset for unit in left)
         units.check_folder(options.out)
-        failed = execute_batch(left, options.workers, options.limit)
+        with place_of(options, len(left)) as where:
+            failed = [result for result in run_jobs(left, where) if result.failed]
     write_batch_table(options.out)
     for result in failed:
         print(f"failed: {result.job.name}, see {result.job.error_file}", file=sys.stderr)
@@ -320,14 +334,30 @@ def batch_asked_for(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return what, given
 
 
-def execute_batch(units: list, workers: int | None, limit: float | None) -> list:
-    """Run the units in processes; the results of those that failed."""
-    from .batch.engine import Processes, run_jobs, workers_that_fit
+def check_place(options: argparse.Namespace) -> None:
+    """Raises: ValueError: a cluster is asked for, and cannot be used so."""
+    if options.scheduler is None:
+        return
+    from .batch.cluster import dask_distributed
 
-    count = min(workers or workers_that_fit(), len(units))
-    with Processes(count, limit=limit) as processes:
-        results = run_jobs(units, processes)
-    return [result for result in results if result.failed]
+    dask_distributed()
+    if options.workers is not None:
+        raise ValueError(
+            "--workers is for processes on this machine; with --scheduler the runs go to the "
+            "workers of the cluster: leave one of the two out"
+        )
+
+
+def place_of(options: argparse.Namespace, most: int) -> Where:
+    """Where a batch runs: on a Dask cluster, or in processes here, ``most`` at a time."""
+    if options.scheduler is not None:
+        from .batch.cluster import Cluster
+
+        return Cluster(options.scheduler, options.out, limit=options.limit)
+    from .batch.engine import Processes, workers_that_fit
+
+    count = min(options.workers or workers_that_fit(), most)
+    return Processes(count, limit=options.limit)
 
 
 def write_batch_table(out: Path) -> None:

@@ -4,8 +4,9 @@
     python -m catlib.lab batch notebooks/06_cat_versus_at.ipynb -p alpha=0,0.5,0.9
 
 ``parameters`` says which names and values there are, ``units`` makes the runs of a grid and checks
-them, ``engine`` runs them in processes, ``notebooks`` executes a notebook, ``series`` those of the
-course, and ``table`` joins what came out.
+them, ``engine`` runs them in processes, ``cluster`` on the workers of a Dask scheduler,
+``notebooks`` executes a notebook, ``series`` those of the course, and ``table`` joins what came
+out.
 """
 
 from .notebooks import course_notebooks, execute, parameter_names, refresh

@@ -89,7 +89,47 @@ def attempt(job: Job) -> Result:
     return Result(job, outcome, time.perf_counter() - started, error, details)
 
 
+def killed_too_often(job: Job) -> Result:
+    """The result of a job that has lost its process :data:`ATTEMPTS` times."""
+    error = (
+        f"its process was killed {ATTEMPTS} times; "
+        "memory may have run out: try fewer workers on a machine"
+    )
+    return Result(job, "failed", error=error)
+
+
+def stopped_at_limit(job: Job, seconds: float, limit: float) -> Result:
+    """The result of a job that took too long."""
+    error = f"it was stopped at its limit of {limit:g} s; give it more with --limit"
+    return Result(job, "failed", seconds, error)
+
+
 # ------------------------------------------------------------------ where jobs run
+
+
+class Where(Protocol):
+    """Where jobs run: in this process, in several of this machine, or on a cluster."""
+
+    @property
+    def count(self) -> int:
+        """How many run at a time."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End what still runs."""
+
+    def run(self, jobs: Iterable[Job], started: Callable[[Job], None]) -> Iterator[Result]:
+        """The results, in the order in which jobs end.
+
+        Args:
+            started: called with each job when it is handed out.
+        """
 
 
 class ThisProcess:
@@ -161,12 +201,7 @@ class Processes:
                 elif worker.number < ATTEMPTS:
                     waiting.append((worker.last, worker.number + 1))
                 else:
-                    yield Result(
-                        worker.last,
-                        "failed",
-                        error=f"its process was killed {ATTEMPTS} times; "
-                        "memory may have run out: try fewer workers",
-                    )
+                    yield killed_too_often(worker.last)
 
     def _busy(self) -> list["Worker"]:
         return [worker for worker in self.workers if worker.busy]
@@ -236,8 +271,7 @@ class Worker:
         if self.message is None and limit is not None and self.late(limit):
             self.process.terminate()
             seconds = time.monotonic() - self.started
-            error = f"it was stopped at its limit of {limit:g} s; give it more with --limit"
-            self.message = Result(self.last, "failed", seconds, error)
+            self.message = stopped_at_limit(self.last, seconds, limit)
             self.end()
         elif self.message is None:
             self.end()
@@ -319,7 +353,7 @@ def workers_that_fit() -> int:
 
 def run_jobs(
     jobs: Sequence[Job],
-    where: ThisProcess | Processes,
+    where: Where,
     after: Callable[[Result], None] | None = None,
 ) -> list[Result]:
     """Run the jobs, show how they go, and keep the error of each that fails beside its output.
@@ -328,7 +362,7 @@ def run_jobs(
         after: called with each result when it comes.
     """
     results = []
-    with Progress(len(jobs), where.count) as progress:
+    with Progress(len(jobs), where) as progress:
         for result in where.run(jobs, progress.started):
             note_error(result)
             progress.finished(result)
@@ -353,9 +387,9 @@ def note_error(result: Result) -> None:
 class Progress:
     """A line for every job that ends; on a terminal also a bar with what is running."""
 
-    def __init__(self, total: int, workers: int) -> None:
+    def __init__(self, total: int, where: Where) -> None:
         self.total = total
-        self.workers = workers
+        self.where = where
         self.running: list[str] = []
         self.seconds: list[float] = []
         self.failed = 0
@@ -402,5 +436,5 @@ class Progress:
 
     def time_left(self) -> str:
         mean = sum(self.seconds) / len(self.seconds)
-        seconds = mean * (self.total - len(self.seconds)) / self.workers
+        seconds = mean * (self.total - len(self.seconds)) / self.where.count
         return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
