@@ -20,7 +20,7 @@ from .interrupts import deferred_interrupts
 from .kernels.step import compiled
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-NO_JUDGE = "evaluation_attack is required when attack is not a PGD."
+NO_JUDGE = "evaluation_attack is None; it is required when attack is not a PGD."
 
 
 class Batch(NamedTuple):
