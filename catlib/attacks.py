@@ -18,7 +18,8 @@ RULES = ("sign", "gradient")
 NORMS = ("linf", "l2")
 BATCH_NORM_MODES = ("eval", "train")
 
-# Far beyond any image, and its square is still a float32. What is larger would only overflow.
+# The limit on the entries of a gradient, and on the step size in the l2 ball: far larger than any
+# pixel, yet its square does not overflow a float32.
 LARGE = 1e13
 
 
@@ -58,9 +59,9 @@ def pgd(
             exactly as printed: it adds the gradient of an example's own loss, and has no step size.
         norm: of the ball, "linf" or "l2".
         batch_norm: "eval" attacks with the stored statistics of batch norm; "train" with those of
-            the batch, and stores none. With "train" an example's result therefore depends on the
-            examples that share its forward pass, and so on ``batch_size`` when there are several
-            restarts, and with ``early_stop`` on who else survives.
+            the batch, and stores none. With "train", an example's result depends on its batch. So
+            ``batch_size`` matters with several restarts, and the other survivors with
+            ``early_stop``.
         early_stop: for evaluation. An example stops, and costs no more, at its first misclassified
             iterate; the image itself counts as one. An iterate with a logit or a gradient that is
             not finite counts as misclassified.
@@ -73,6 +74,8 @@ def pgd(
 
     Raises: ValueError, TypeError: an argument, or what the model returns, is outside what is
         written here. KeyboardInterrupt: Ctrl-C, between two steps. The model is as before.
+
+    Computed in :meth:`PGD._maximise`.
     """
     attack = PGD(
         epsilon=epsilon,
@@ -91,9 +94,10 @@ def pgd(
 
 @dataclass(frozen=True)
 class PGD:
-    """The settings of :func:`pgd` as a value.
+    """PGD, Eq. 2: the settings as fields; calling it runs the attack.
 
-    ``attack = PGD(8 / 255)``, then ``attack(model, images, labels)``.
+    ``attack = PGD(8 / 255)``, then ``attack(model, images, labels)``. :func:`pgd` says what each
+    setting means.
     """
 
     epsilon: float = 8 / 255
@@ -106,7 +110,8 @@ class PGD:
     batch_norm: str = "eval"
     early_stop: bool = False
     batch_size: int = 512
-    # a step as one compiled graph: for many batches of one shape; the first takes a minute
+    # run each step as one compiled graph: worth it for many batches of one shape, as the first
+    # takes a minute
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -114,11 +119,11 @@ class PGD:
         check_count("restarts", self.restarts, at_least=1)
         check_count("batch_size", self.batch_size, at_least=1)
         # a frozen dataclass lets no other assignment fill its own fields
-        object.__setattr__(self, "epsilon", _number("epsilon", self.epsilon))
+        object.__setattr__(self, "epsilon", _checked_number("epsilon", self.epsilon))
         step_size = self.step_size
         if step_size is None:
             step_size = 2.5 * self.epsilon / max(self.steps, 1)
-        object.__setattr__(self, "step_size", _number("step_size", step_size))
+        object.__setattr__(self, "step_size", _checked_number("step_size", step_size))
         for name, allowed in (("rule", RULES), ("norm", NORMS), ("batch_norm", BATCH_NORM_MODES)):
             value = getattr(self, name)
             if value not in allowed:
@@ -145,11 +150,12 @@ class PGD:
         if self.early_stop:
             adversarial, _ = self.attack_until_broken(model, images, labels, generator=generator)
             return adversarial
-        network = Network(model, check_batch(images, labels) if check else -1)
+        largest_label = check_batch(images, labels) if check else -1
+        network = Network(model, largest_label)
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
             if self.compile and check:
-                network(images[:2])  # a graph looks neither at the logits nor at the labels
+                network(images[:2])  # for its checks, which the compiled step does not make
             worst = images.clone()
             worst_loss = images.new_full((len(images),), -torch.inf)
             for count in self._restarts_in_each_pass(len(images)):
@@ -157,8 +163,11 @@ class PGD:
                 y = labels.long().repeat(count)
                 adversarial = self._maximise(network, x, y, generator, interrupts)
                 if self.restarts == 1:
-                    return adversarial
-                losses = F.cross_entropy(network(adversarial), y, reduction="none").to(worst_loss)
+                    return adversarial  # there is no other start to compare it with
+                logits = network(adversarial)
+                losses = F.cross_entropy(logits, y, reduction="none")
+                losses = losses.to(worst_loss)
+                # a loss that is not a number counts as the largest
                 losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf)
                 for candidate, loss in zip(
                     adversarial.chunk(count), losses.chunk(count), strict=True
@@ -207,12 +216,13 @@ class PGD:
     ) -> tuple[Tensor, Tensor]:
         """Attack each image until any iterate of any restart is misclassified.
 
-        The survivors are packed into full batches before every step, so that no pass is spent on
-        anything else. Starts are drawn for every image at every restart, broken or not: with
-        ``batch_norm="eval"`` a verdict does not depend on who else survives.
+        Before every step, the images that still survive are packed into full batches, so that no
+        forward pass is spent on the others. At every restart, a start is drawn for every image,
+        whether it survives or not. With ``batch_norm="eval"``, the result for one image therefore
+        does not depend on which others survive.
 
-        Returns: adversarial images (B, C, H, W), and the verdict (B,): True where the model was
-            broken. A logit or a gradient that is not finite breaks it as well.
+        Returns: adversarial images (B, C, H, W), and (B,) bool: True where the attack succeeded. A
+            logit or a gradient that is not finite counts as success.
         """
         if batch_size is None:
             batch_size = self.batch_size
@@ -220,46 +230,46 @@ class PGD:
         network = Network(model, check_batch(images, labels))
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
-            verdicts = _Verdicts(images, labels)
-            survivors = verdicts.survivors()
+            state = _AttackState(images, labels)
+            survivors = state.survivors()
             # every image is its own first iterate
             for ids, x in interrupts.polled(_batches(survivors, images, batch_size)):
-                verdicts.judge(ids, x, network(x))
+                state.judge(ids, x, network(x))
             for _ in range(self.restarts):
                 start = self._start(images, generator)
-                survivors = verdicts.survivors()
+                survivors = state.survivors()
                 iterates = start[survivors]
                 with fast_first_layers(model, images.device):
                     for _ in range(self.steps):
                         batches = interrupts.polled(_batches(survivors, iterates, batch_size))
-                        survivors, iterates = self._step_of_survivors(network, verdicts, batches)
+                        survivors, iterates = self._step_of_survivors(network, state, batches)
                 for ids, x in interrupts.polled(_batches(survivors, iterates, batch_size)):
-                    verdicts.judge(ids, x, network(x))
-            return verdicts.iterates, verdicts.broken
+                    state.judge(ids, x, network(x))
+            return state.iterates, state.broken
 
     def _step_of_survivors(
         self,
         network: "Network",
-        verdicts: "_Verdicts",
+        state: "_AttackState",
         batches: Iterator[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Judge the survivors' iterates, and take one step of Eq. 2 with those that still stand.
+        """Judge the survivors' iterates, and take one step of Eq. 2 with those that still survive.
 
         Args:
             batches: the survivors' indices and iterates.
 
-        Returns: the indices of those that stand, and their next iterates.
+        Returns: the indices of those that still survive, and their next iterates.
         """
-        standing = [verdicts.no_ids]
-        moved = [verdicts.no_images]
+        surviving = [state.no_ids]
+        moved = [state.no_images]
         for ids, x in batches:
-            slope, logits = gradient_and_logits(network, x, verdicts.labels[ids])
-            right = verdicts.judge(ids, x, logits, slope)
+            slope, logits = gradient_and_logits(network, x, state.labels[ids])
+            right = state.judge(ids, x, logits, slope)
             ids = ids[right]
-            ball = ball_around(verdicts.images[ids], self.epsilon, self.norm)
-            standing.append(ids)
+            ball = ball_around(state.images[ids], self.epsilon, self.norm)
+            surviving.append(ids)
             moved.append(project(ascend(x[right], slope[right], ball, self._eta), ball))
-        return torch.cat(standing), torch.cat(moved)
+        return torch.cat(surviving), torch.cat(moved)
 
     def _restarts_in_each_pass(self, images: int) -> Iterator[int]:
         """How many restarts share each forward pass: as many as fit into ``batch_size`` images."""
@@ -280,7 +290,8 @@ class PGD:
         if self.rule == "gradient" or self.step_size is None:
             return None
         if self.norm == "linf":
-            return min(self.step_size, 1.0)  # enough to leave the box from anywhere in [0, 1]
+            # a step of 1 takes any pixel to the edge of [0, 1] or beyond; a larger one does no more
+            return min(self.step_size, 1.0)
         return min(self.step_size, LARGE)
 
 
@@ -354,12 +365,12 @@ def gradient_and_logits(network: "Network", x: Tensor, labels: Tensor) -> tuple[
 
 
 def ascend(x: Tensor, slope: Tensor, ball: LinfBall | L2Ball, eta: float | None) -> Tensor:
-    r"""$\delta + \eta\,\mathrm{sign}(\nabla_\delta L)$, not yet projected; uses up ``slope``.
+    r"""$\delta + \eta\,\mathrm{sign}(\nabla_\delta L)$, not yet projected; overwrites ``slope``.
 
     In an l2 ball the slope is divided by its length instead. Without ``eta`` it is added as it is.
 
-    Returns: what :func:`project` takes. In a linf ball that is an image: one pass over the pixels
-        then projects it. In an l2 ball it is the perturbation, whose length counts.
+    Returns: what :func:`project` takes: in a linf ball the image $x + \delta$, whose pixels it
+        clamps; in an l2 ball the perturbation $\delta$, whose length it needs.
     """
     if isinstance(ball, LinfBall) and eta is not None:
         return x.add(slope.sign_(), alpha=eta)  # the sign of NaN is 0
@@ -391,22 +402,25 @@ def _length(x: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     tiny = torch.finfo(x.dtype).tiny
-    # first by the largest entry: the square of a small gradient underflows
+    # first divided by the largest entry, because the square of a small gradient underflows
     largest = x.abs().amax((1, 2, 3), keepdim=True).clamp_(min=tiny)
-    return x / largest / _length(x / largest)
+    scaled = x / largest
+    return scaled / _length(scaled)
 
 
 # Attacks that stop
 
 
-class _Verdicts:
-    """What an attack that stops at the first error knows of each image."""
+class _AttackState:
+    """Of each image, its latest iterate and whether the attack has succeeded on it."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
         self.labels = labels.long()
-        self.iterates = images.clone()  # the last that the model was shown
+        self.iterates = images.clone()  # the latest that the model classified
+        # True where the attack succeeded
         self.broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        # for torch.cat, which needs at least one part
         self.no_ids = torch.zeros(0, dtype=torch.long, device=images.device)
         self.no_images = images[:0]
 
@@ -417,7 +431,10 @@ class _Verdicts:
     def judge(
         self, ids: Tensor, iterates: Tensor, logits: Tensor, slope: Tensor | None = None
     ) -> Tensor:
-        """Note the verdict on these iterates of the images ``ids``; True where it is right."""
+        """Store these iterates of the images ``ids``, and which of them are misclassified.
+
+        Returns: (B,) bool: True where the model is right, and logits and gradient are finite.
+        """
         right = is_right(logits, self.labels[ids])
         if slope is not None:
             right &= has_finite_gradient(slope)
@@ -502,8 +519,8 @@ def check_count(name: str, value: Any, *, at_least: int) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
 
 
-def _number(name: str, value: Any) -> float:
-    """A setting as a float; an int stays what it is."""
+def _checked_number(name: str, value: Any) -> float:
+    """The setting, checked: an int as it is, any other number as a float."""
     if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
         raise ValueError(
             f"{name} is {value!r}; it must be a finite number of at least 0, "

@@ -1,4 +1,4 @@
-"""What a model can do, and whether to believe it."""
+"""Accuracy, robust accuracy, and checks whether they can be trusted."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,11 +24,11 @@ from .modes import attack_mode
 
 @contextmanager
 def judging(model: nn.Module, device: torch.device) -> Iterator[Interrupts]:
-    """The circumstances in which every model is judged; they end with the block.
+    """The conditions under which a model is judged, until the end of the ``with`` block.
 
-    The model is in eval mode and in full precision, whatever autocast is around it. What it draws
-    from torch's global random state leaves no trace there. Ctrl-C waits for a poll of the
-    interrupts, or for the end.
+    The model is in eval mode, and without autocast even where the caller uses it. Torch's global
+    random state is restored at the end. Ctrl-C waits until the block polls the interrupts, or
+    until it ends.
     """
     devices = [device] if device.type == "cuda" else []
     with (
@@ -75,10 +75,11 @@ def robust_accuracy(
     """Share of the images that stay classified as their labels under an attack.
 
     The model is judged in eval mode and float32. With :class:`PGD` an example counts as broken when
-    any iterate of any restart is misclassified, and is attacked no further; with any other
-    ``attack(model, images, labels) -> images``, when what it returns is misclassified. An example
-    that is misclassified from the start is broken and not attacked. A logit that is not finite, or
-    a gradient that PGD finds not to be, counts as a misclassification.
+    any iterate of any restart is misclassified, and is attacked no further. With any other
+    ``attack(model, images, labels) -> images`` it counts as broken when the image that the attack
+    returns is misclassified. An example that is misclassified without an attack is broken and not
+    attacked. A logit that is not finite counts as a misclassification; with PGD, so does a gradient
+    that is not finite.
 
     Args:
         model: images (B, C, H, W) to logits (B, K).
@@ -121,7 +122,10 @@ def robust_accuracy(
 
 
 def _check_what_to_judge(images: Tensor, labels: Tensor, batch_size: int) -> int:
-    """Refuse what nothing can be judged by. Returns: the largest label."""
+    """Raise an error if the batch size, the images or the labels cannot be used, or are none.
+
+    Returns: the largest label.
+    """
     check_count("batch_size", batch_size, at_least=1)
     largest_label = check_batch(images, labels)
     if not len(images):
@@ -134,11 +138,17 @@ def _batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor
 
 
 def check_model(model: nn.Module, images: Tensor) -> list[str]:
-    """What would make this model's robust accuracy not worth believing.
+    """Reasons why this model's robust accuracy could not be trusted.
 
-    Looks for a model that is not in eval mode, gives random output, output that is NaN or infinite,
-    or probabilities instead of logits, or that gives PGD no gradient or one that is not finite, and
-    for pixels outside [0, 1] (Croce and Hein, ICML 2020; Athalye et al., ICML 2018).
+    Looks for (Croce and Hein, ICML 2020; Athalye et al., ICML 2018):
+
+    - a model that is not in eval mode
+    - pixels outside [0, 1]
+    - random output
+    - output that is NaN or infinite
+    - probabilities instead of logits
+    - a gradient of the loss that is NaN or infinite
+    - a loss without a gradient, where PGD is blind
 
     Args:
         model: images (B, C, H, W) to logits (B, K).

@@ -1,4 +1,4 @@
-"""Eq. 3 and Eq. 4: what an adversarial example is worth, and how its weight remembers."""
+"""The information gain (Eq. 3) and its exponential moving average (Eq. 4)."""
 
 import torch
 from torch import Tensor
@@ -31,8 +31,10 @@ def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels go from {labels.min()} to {labels.max()}; they must lie in 0..{classes - 1}."
         )
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    true = labels.long().unsqueeze(1)
-    return logits.scatter(1, true, -torch.inf).amax(1) - logits.gather(1, true).squeeze(1)
+    true_class = labels.long().unsqueeze(1)
+    strongest_wrong = logits.scatter(1, true_class, -torch.inf).amax(1)
+    true_logit = logits.gather(1, true_class).squeeze(1)
+    return strongest_wrong - true_logit
 
 
 def smooth(previous: Tensor, gain: Tensor, alpha: float) -> Tensor:
@@ -41,7 +43,7 @@ def smooth(previous: Tensor, gain: Tensor, alpha: float) -> Tensor:
     Args:
         previous: $w_{t-1}$, any shape; half precision is raised to float32.
         gain: w of Eq. 3, of the same shape.
-        alpha: in [0, 1]; 0 keeps the last gain alone, 1 never learns.
+        alpha: in [0, 1]; 0 keeps the last gain alone, 1 never changes the weight.
     Raises: ValueError: alpha outside [0, 1], or shapes that differ.
     """
     if not 0 <= alpha <= 1:

@@ -1,4 +1,4 @@
-"""The practical tricks: which examples an iteration sees (paper, section 2.2)."""
+"""Samplers: which examples an iteration trains on (paper, section 2.2)."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -14,14 +14,17 @@ from torch.utils.data import Sampler
 from .gain import smooth
 
 TREE_FROM = 4096  # from this many examples on, the compiled tree draws faster than a sort of all
-SMALLEST_TEMPERATURE = 1e-12  # with it, w_0 = 1 is 1e12; see LARGEST_LOG_WEIGHT
-# Rounding blurs a log weight of this size by a tenth, and the random part of a draw is about 1.
+# At this temperature the first weight, 1, gives a log weight of 1e12: below LARGEST_LOG_WEIGHT.
+SMALLEST_TEMPERATURE = 1e-12
+# A draw adds noise of about 1 to each log weight. At this size a float64 is rounded to steps of
+# about 0.1; with larger ones, rounding would decide the draw.
 LARGEST_LOG_WEIGHT = 1e15
 
 
 class _BatchSampler(Sampler[Tensor], ABC):
-    """What both samplers share: ``draw()`` gives one batch, iterating gives one pass's worth.
+    """What both samplers share.
 
+    ``draw()`` gives one batch; an iteration over the sampler gives n // sampling_number batches.
     A batch is (sampling_number,) int64: indices of different examples. Threads may share a sampler:
     one at a time draws, updates or reads it.
     """
@@ -56,7 +59,7 @@ class _BatchSampler(Sampler[Tensor], ABC):
         """Learn from the information gain (B,) of the examples at ``indices`` (B,)."""
 
     def __len__(self) -> int:
-        return max(1, self.n // self.sampling_number)
+        return self.n // self.sampling_number
 
     def __iter__(self) -> Iterator[Tensor]:
         for _ in range(len(self)):
@@ -184,13 +187,14 @@ class CaseSampler(_BatchSampler):
         labels: (n,) integers; the sampler lives on their device.
         sampling_number: adversarial examples an iteration draws; at most n.
         alpha: of Eq. 4, in [0, 1].
-        class_balanced: every class gets the same share of a batch. The remainder goes to each class
-            in turn; if a class is too small for its share, the others fill its places.
-        temperature: a positive number, where a large one draws uniformly; or "auto", the standard
-            deviation of the current weights, renewed once a pass over the data (1 during the
-            first), so that the scale of the logits does not matter.
-        log_weight: for ablations: maps the weights w (n,) to other log weights (n,). It replaces
-            w / temperature, and it needs the sort.
+        class_balanced: every class gets the same share of a batch; the classes take turns at the
+            remainder. If a class is too small for its share, the others fill its places.
+        temperature: a positive number, where a large one draws uniformly; or "auto": the standard
+            deviation of the weights, recomputed every n // sampling_number draws (1 until then),
+            so that the scale of the logits does not matter.
+        log_weight: the place to change the probability of a draw: maps the weights w (n,) to log
+            weights (n,), used instead of w / temperature. Needs tree=False; examples: WEIGHTINGS
+            in catlib/lab/runs.py.
         tree: draw by a sum tree (O(log n) an example, on a CPU) instead of by one sort of all
             examples; the probabilities are the same. None decides by size.
         seed: of the draws.
@@ -198,7 +202,7 @@ class CaseSampler(_BatchSampler):
     """
 
     _temperature: float | str
-    _divisor: float | Tensor  # what the temperature is at present
+    _current_temperature: float | Tensor  # a number also where the temperature is "auto"
 
     def __init__(
         self,
@@ -220,11 +224,14 @@ class CaseSampler(_BatchSampler):
         else:
             classes = torch.zeros(self.n, dtype=torch.long, device=self.device)
         counts = classes.bincount()
-        groups = ((counts > 0).cumsum(0) - 1)[classes]  # without the gaps that labels may leave
-        self._counts = counts[counts > 0].cpu().numpy()
+        has_examples = counts > 0
+        # the classes numbered anew, without the gaps that labels may leave
+        compact_number = has_examples.cumsum(0) - 1
+        groups = compact_number[classes]
+        self._counts = counts[has_examples].cpu().numpy()
         if tree is None:
             tree = self.device.type == "cpu" and self.n >= TREE_FROM and log_weight is None
-        # one choice between the readable form and the fast one; both draw by the same probabilities
+        # the readable form or the fast one; both draw by the same probabilities
         self._store: _Store
         if tree:
             self._store = _TreeStore(groups)
@@ -255,7 +262,7 @@ class CaseSampler(_BatchSampler):
             if isinstance(value, str):
                 self._renew_automatic_temperature()
             else:
-                self._divisor = value
+                self._current_temperature = value
 
     @property
     def log_weight(self) -> Callable[[Tensor], Tensor] | None:
@@ -274,8 +281,8 @@ class CaseSampler(_BatchSampler):
         self._log_weight = value
 
     def _renew_automatic_temperature(self) -> None:
-        """Divide the weights by their present standard deviation from now on."""
-        self._divisor = self._store.deviation()
+        """Take the standard deviation of the present weights as the temperature from now on."""
+        self._current_temperature = self._store.deviation()
 
     @property
     def weights(self) -> Tensor:
@@ -294,8 +301,7 @@ class CaseSampler(_BatchSampler):
             too_small = quotas[open_classes] < largest_share
             if not too_small.any():
                 quotas[open_classes] = share
-                # the remainder goes on where the last batch stopped: exact over as many batches
-                # as there are classes
+                # the remainder rotates, so that over C batches each class gets the same
                 turns = self._draws * extra + np.arange(extra)
                 quotas[open_classes[turns % len(open_classes)]] += 1
                 break
@@ -313,9 +319,11 @@ class CaseSampler(_BatchSampler):
             begins_a_pass = self._draws > 0 and self._draws % len(self) == 0
             if self.temperature == "auto" and begins_a_pass:
                 self._renew_automatic_temperature()
-            drawn = self._store.draw(self.quotas(), self._divisor, self.log_weight, self.generator)
+            drawn = self._store.draw(
+                self.quotas(), self._current_temperature, self.log_weight, self.generator
+            )
             self._draws += 1
-            # in any order: the place within a batch says nothing about class or weight
+            # shuffled, so that the place in the batch says nothing about class or weight
             order = torch.randperm(len(drawn), generator=self.generator, device=self.device)
             return drawn[order]
 
@@ -365,7 +373,7 @@ class CaseSampler(_BatchSampler):
             "alpha": self.alpha,
             "temperature": self.temperature,
             "draws": self._draws,
-            "divisor": float(self._divisor),
+            "divisor": float(self._current_temperature),
         }
 
     def _state_names(self) -> tuple[str, ...]:
@@ -410,14 +418,15 @@ class CaseSampler(_BatchSampler):
         self._temperature = _checked_temperature(state["temperature"])
         self._draws = int(state["draws"])
         self._store.load(state["weights"].detach())
-        self._divisor = float(state["divisor"])
+        self._current_temperature = float(state["divisor"])
 
 
 def _checked_labels(labels: Tensor) -> Tensor:
     """(n,) int64, from integers of any type."""
     labels = torch.as_tensor(labels)
-    is_number = labels.is_floating_point() or labels.is_complex()
-    if labels.ndim != 1 or len(labels) == 0 or is_number or labels.dtype == torch.bool:
+    is_real_or_complex = labels.is_floating_point() or labels.is_complex()
+    has_integers = not is_real_or_complex and labels.dtype != torch.bool
+    if labels.ndim != 1 or len(labels) == 0 or not has_integers:
         raise ValueError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
             f"they must be (n,) integers, n > 0."
@@ -509,7 +518,11 @@ class _Store(Protocol):
 
 
 class _SortStore:
-    """The readable form: one tensor of weights, and a sort of all examples a draw. Any device."""
+    """The readable form: one tensor of weights, and a sort of all examples a draw. Any device.
+
+    From TREE_FROM examples on, a CPU draws by _TreeStore instead: a change here must be made there
+    too.
+    """
 
     def __init__(self, groups: Tensor, counts: np.ndarray):
         self._groups = groups
@@ -558,9 +571,12 @@ class _SortStore:
             if not abs(largest) < LARGEST_LOG_WEIGHT:
                 raise _cannot_draw(log_weights)
         noise = torch.empty(len(log_weights), dtype=self._precision(), device=self._groups.device)
-        gumbel = -noise.exponential_(generator=generator).log()
+        noise.exponential_(generator=generator)
+        gumbel = -noise.log()
         by_key = (log_weights + gumbel).argsort(descending=True)
-        by_class = by_key[self._groups[by_key].argsort(stable=True)]  # within a class by key
+        # a stable sort: class after class, and within a class still by key
+        places_by_class = self._groups[by_key].argsort(stable=True)
+        by_class = by_key[places_by_class]
         begins = np.cumsum(self._counts) - self._counts
         first_of_each = [
             np.arange(begin, begin + quota) for begin, quota in zip(begins, quotas, strict=True)
@@ -597,7 +613,8 @@ class _TreeStore:
         self._forest.update(indices.numpy(), weights.numpy())
 
     def load(self, weights: Tensor) -> None:
-        self._forest.set_weights(weights.cpu().contiguous().numpy())
+        on_cpu = weights.cpu().contiguous()
+        self._forest.set_weights(on_cpu.numpy())
 
     def deviation(self) -> float:
         return self._forest.deviation() or 1.0

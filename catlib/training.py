@@ -20,13 +20,11 @@ from .interrupts import deferred_interrupts
 from .kernels.step import compiled
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-NO_JUDGE = (
-    "evaluation_attack is None, and attack is no PGD to take it from; say how to judge robustness."
-)
+NO_JUDGE = "evaluation_attack is None; it is required when attack is not a PGD."
 
 
 class Batch(NamedTuple):
-    """What an iteration saw: B examples, the sampling number, of K classes."""
+    """What an iteration trained on: B examples (B is the sampling number) of K classes."""
 
     indices: Tensor  # (B,) int64, into the training images
     labels: Tensor  # (B,)
@@ -45,7 +43,7 @@ class Record:
 
     iteration: int
     examples: int  # adversarial examples drawn
-    passes: int  # images sent forward and backward: in the steps of the attack and in updates
+    passes: int  # images sent through the model, in attacks and in updates
     seconds: float  # training time
     loss: float | None  # cross-entropy on the adversarial batch, before the update
     coverage: float | None  # share of the training images drawn at least once
@@ -56,15 +54,21 @@ class Record:
 class Training(Iterator[Record]):
     """``for record in Training(model, data, sampler, attack): ...`` runs Protocol 1.
 
-    There is one Record an iteration. To stop, leave the loop; to pause, ask for no further record;
-    to go on elsewhere, use ``load_state_dict``. On a CPU the rest is then the same, bit for bit:
-    all randomness comes from ``seed`` and the number of the iteration, none from the global state.
+    There is one Record an iteration. To stop, leave the loop. To pause, ask for no further record.
+    To go on elsewhere, build the same Training there and give it this one's ``state_dict()`` by
+    ``load_state_dict``. On a CPU the iterations that follow are then the same, bit for bit: an
+    iteration takes its random numbers from ``seed`` and its own number, and the draws come from
+    the sampler's generator. None come from the global random state.
 
-    An iteration happens whole or not at all. If it raises an error, in the augmentation, the
-    attack or the model, or because its loss is not finite, then model, optimizer, counters and
-    weights are as they were before it, and the next call tries the same batch again. The same holds
-    for Ctrl-C. The evaluation of an iteration is apart: if it is interrupted or raises
-    an error, the next call evaluates the model before it trains on. No record is lost.
+    An error before the update has been made leaves model, optimizer, counters and weights as they
+    were, and the next call tries the same batch again. Such an error may come from the
+    augmentation, the attack or the model, or from a loss that is not finite. Once the update is
+    made, the iteration counts: if the sampler or the scheduler then raises an error, the next call
+    returns the Record of this iteration. If ``optimizer.step()`` itself fails half way, parameters
+    may have changed although the iteration does not count. Ctrl-C never stops an update half way.
+
+    An evaluation is not part of its iteration. If it is interrupted or raises an error, the next
+    call evaluates the model before it trains on. No record is lost.
 
     Args:
         model: images in [0, 1] to logits; trained in place, moved to the device.
@@ -125,6 +129,7 @@ class Training(Iterator[Record]):
         check_sampler(sampler, len(data.y_train))
         check_optimizer(optimizer, scheduler, model)
         if evaluation_attack is None and isinstance(attack, PGD):
+            # without a step size PGD takes the one that suits its steps
             evaluation_attack = replace(attack, steps=20, step_size=None)
         if evaluation_attack is None and evaluate_every:
             raise ValueError(NO_JUDGE)
@@ -152,7 +157,9 @@ class Training(Iterator[Record]):
         if compile:
             self._network = compiled(self.model, self.device)
             if isinstance(attack, PGD):
-                self.attack = replace(attack, compile=not attack.early_stop)
+                # an attack that stops early changes the size of its batches: no graph fits them
+                has_fixed_shapes = not attack.early_stop
+                self.attack = replace(attack, compile=has_fixed_shapes)
         if compile or on_gpu:
             self.model.to(memory_format=torch.channels_last)
 
@@ -185,8 +192,8 @@ class Training(Iterator[Record]):
         record = self._pending
         assert record is not None, "an iteration leaves its record pending"
         if self._is_evaluated(record.iteration):
-            right, robust = self.evaluate()
-            record = replace(record, accuracy=right, robust_accuracy=robust)
+            clean_share, robust_share = self.evaluate()
+            record = replace(record, accuracy=clean_share, robust_accuracy=robust_share)
         if self._bar is not None:
             self._bar.show(record)
         # Python handles no signal between these two lines: the record arrives, or stays pending
@@ -196,7 +203,9 @@ class Training(Iterator[Record]):
     def _iterate(self) -> None:
         """One iteration of Protocol 1, its lines numbered as in the paper, without an evaluation.
 
-        It leaves its record pending. If it raises an error, nothing has happened.
+        It leaves its record pending. An error before the update has been made leaves everything as
+        it was; once the update is made, the iteration counts. If ``optimizer.step()`` itself fails
+        half way, parameters may have changed.
         """
         start = time.perf_counter()
         on_host = self.device.type == "cpu"
@@ -214,7 +223,7 @@ class Training(Iterator[Record]):
                     images = self.augment(images, self._generator)
                 # line 4: craft adversarial examples
                 adversarial = self._craft(images, labels)
-                # line 5: update the model
+                # line 5 (and Eq. 3, from the same logits)
                 loss, logits, gain = self._update(adversarial, labels, on_host)
         except BaseException as error:
             self._buffers.put_back()
@@ -232,7 +241,7 @@ class Training(Iterator[Record]):
         self.passes += self._spent
         self.seen[indices.to(self.device)] = True
         try:
-            # line 6: update the weights of the batch
+            # line 6: Eq. 4
             self.sampler.update(indices, gain.to(indices.device))
             if self.scheduler is not None:
                 self.scheduler.step()
@@ -244,7 +253,8 @@ class Training(Iterator[Record]):
         evaluated = self._is_evaluated(self.iteration)
         if evaluated and self._cuda:
             torch.cuda.synchronize(self.device)
-        known = evaluated or self.device.type == "cpu"  # to ask a GPU every time would slow it down
+        # to ask a GPU in every iteration would slow it down
+        known = evaluated or self.device.type == "cpu"
         self.seconds += time.perf_counter() - start
         return Record(
             iteration=self.iteration,
@@ -278,9 +288,10 @@ class Training(Iterator[Record]):
         return torch.as_tensor(indices)
 
     def _random_stream(self) -> int:
-        """The seed of this iteration's random numbers, so that there is no random state to store.
+        """The seed of this iteration's random numbers.
 
-        Seed and iteration are mixed into one number because a CPU heeds only 32 bits of a seed.
+        It is derived from ``seed`` and the iteration, so that a checkpoint needs no random state.
+        The two are mixed into one number of 32 bits, because a CPU uses only 32 bits of a seed.
         """
         sequence = np.random.SeedSequence((self.seed, self.iteration))
         return int(sequence.generate_state(1)[0])
@@ -291,14 +302,17 @@ class Training(Iterator[Record]):
         if isinstance(attack, PGD):
             network = self._network
             if attack.compile:
-                # PGD compiles a whole step of its own, and no hook counts inside a graph
+                # PGD compiles whole steps of the plain model, and no hook counts inside a graph
                 network = self.model
-                verdicts = 1 if attack.restarts > 1 else 0
-                self._spent += (attack.steps + verdicts) * attack.restarts * len(images)
+                # with several restarts, one more pass each finds the loss that compares them
+                scoring_passes = 1 if attack.restarts > 1 else 0
+                passes_a_restart = attack.steps + scoring_passes
+                self._spent += passes_a_restart * attack.restarts * len(images)
             # images and labels come from the data set, which was checked when it was loaded
             return attack(network, images, labels, generator=self._generator, check=False)
+        adversarial = attack(self._network, images, labels)
         # pixels that are not finite show in the loss
-        return check_adversarial(attack(self._network, images, labels), images, finite=False)
+        return check_adversarial(adversarial, images, finite=False)
 
     def _update(
         self, adversarial: Tensor, labels: Tensor, on_host: bool
@@ -343,6 +357,7 @@ class Training(Iterator[Record]):
         )
 
     def _count(self, _: nn.Module, images: tuple[Tensor]) -> None:
+        """Before each forward pass: count its images."""
         self._spent += len(images[0])
 
     def _is_evaluated(self, iteration: int) -> bool:
@@ -356,9 +371,9 @@ class Training(Iterator[Record]):
         if self.evaluation_attack is None:
             raise ValueError(NO_JUDGE)
         images, labels = self.data.test(slice(self.evaluation_size))
-        right = accuracy(self.model, images, labels)
-        robust = robust_accuracy(self.model, images, labels, self.evaluation_attack)
-        return right, robust
+        clean_share = accuracy(self.model, images, labels)
+        robust_share = robust_accuracy(self.model, images, labels, self.evaluation_attack)
+        return clean_share, robust_share
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later run needs to go on: plain values, and copies of all tensors.

@@ -718,7 +718,7 @@ TABLE = {
         training(attack=lambda m, x, y: x, evaluate_every=5),
         ValueError,
         "None",
-        "say how",
+        "required when attack is not a PGD",
     ),
     "an attack that changes the shape": (
         lambda: next(training(attack=lambda m, x, y: x[:, :, 1:])()),

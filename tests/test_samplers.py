@@ -483,7 +483,7 @@ def spoil(sampler, weights=None, divisor=None):
     if weights is not None:
         sampler._store.load(torch.as_tensor(weights, dtype=torch.float32))
     if divisor is not None:
-        sampler._divisor = divisor
+        sampler._current_temperature = divisor
     return sampler
 
 
