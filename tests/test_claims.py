@@ -45,7 +45,7 @@ def test_the_pages_are_those_that_the_tables_give():
     readme = README.read_text(encoding="utf-8")
     for path, text in pages.pages(RESULTS, readme).items():
         assert path.read_text(encoding="utf-8") == text, (
-            f"{path.name} is not up to date: python -m catlib.lab pages"
+            f"{path.name} is not up to date: catlib pages"
         )
 
 
@@ -222,19 +222,54 @@ def test_the_cheap_rival_is_said_together_with_what_it_loses():
 
 @measured
 def test_the_readme_says_what_the_findings_say():
-    """The three sentences on the README: the verdict's word, and the two numbers of the rival."""
+    """The three sentences on the README: the verdict, its interval, and what the rival costs."""
     front = pages.front(TABLES)
     long = pages.findings(TABLES)
-    word = re.search(r"that CAT is faster is ([a-z ]+)\.", long)[1]
-    assert f"robust sooner is **{word}** on MNIST" in front
-    bounds = re.search(r"CAT at most \d+ % faster or \d+ % slower", long)
-    assert bounds is None or bounds[0] in front
+    word = re.search(r"it (?:is )?([a-z ]+) that CAT is faster:", long)[1]
+    assert ("could **not show** that" if word == "not shown" else f"**{word}**") in front
+    bounds = re.search(r"CAT at most (\d+ % faster) or (\d+ % slower)", long)
+    if bounds is not None:
+        assert f"the 95 % interval reaches from {bounds[1]} to {bounds[2]} than plain" in front
     gaps = final_gaps(TABLES["cpu_mnist_cheap"], "N-FGSM", "AT")
-    ends = re.search(r"ends ([\d.]+) points (lower|higher)", front)
+    ends = re.search(r"ends ([\d.]+) points of robust accuracy (below|above) AT", front)
     assert float(ends[1]) == pytest.approx(abs(gaps.mean()), abs=0.051)
-    assert ends[2] == ("lower" if gaps.mean() < 0 else "higher")
+    assert ends[2] == ("below" if gaps.mean() < 0 else "above")
+    assert ("with 5 seeds no more can be shown" in front) == (len(gaps) == 5)
     factor = float(re.search(r"by a factor of ([\d.]+) \[", long)[1])
-    assert f"takes {factor:.0f} times fewer" in front
+    assert f"needs {factor:.0f} times fewer" in front
+    assert "words in catlib/lab/templates/front.md.j2" in front
+
+
+@pytest.mark.parametrize(
+    ("ratios", "says"),
+    [
+        (
+            [1.2, 1.3, 1.2, 1.3, 1.2],
+            r"sooner \*\*holds\*\* .* \d+ % faster than .*\(a lead: with 5",
+        ),
+        (
+            8 * [1.2, 1.3],
+            r"sooner \*\*holds\*\* \(MNIST, 16 seeds\): .* from 22 to 28 % faster .*AT\)\.",
+        ),
+        ([0.8, 0.9, 0.8, 0.9, 0.8], r"is \*\*contradicted\*\* .* to \d+ % slower than .*\(a lead"),
+        (
+            [0.9, 1.1, 1.0, 1.2],
+            r"We could \*\*not show\*\* that .* from \d+ % faster to \d+ % slower than",
+        ),
+        ([1.1, 1.2], r"not show\*\* .*: 2 pairs of seeds are too few\."),
+        ([], r"not show\*\* .* \(MNIST\): no level was reached by every run\."),
+        (None, r"^Whether .* is \*\*not tested\*\* yet on MNIST"),
+    ],
+)
+def test_the_readme_has_a_true_sentence_for_every_verdict(monkeypatch, ratios, says):
+    speed = None
+    if ratios is not None:
+        estimate = compare.ratio(ratios, np.ones(len(ratios)))
+        one = compare.Overall(estimate, (0.5,) if ratios else (), ())
+        speed = {"ratio": estimate, "verdict": compare.faster_overall(one)}
+    monkeypatch.setattr(pages, "_speed", lambda *_: speed)
+    sentences = pages.front({}).splitlines()[1]
+    assert re.search(says, sentences), sentences
 
 
 @measured
@@ -310,7 +345,8 @@ def test_a_verdict_follows_the_numbers(at, cat, word):
     table = records(at, cat, seeds=6)
     assert claims.cell(table, None, "robust_accuracy", 50, at / cat).verdict.word == word
     sentence = pages.findings({"cpu_mnist_tables": table})
-    assert f"that CAT is faster is {word}." in sentence
+    it_is = "it holds" if word == "holds" else f"it is {word}"
+    assert f"{it_is} that CAT is faster:" in sentence
 
 
 def test_a_printed_ratio_outside_the_interval_is_said():

@@ -77,3 +77,31 @@ def test_links_between_documents_lead_somewhere(document):
 
 def test_the_readme_is_a_front_door():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("folder", ["catlib", "catlib/lab"])
+def test_every_file_of_the_code_is_listed_with_what_is_in_it(folder):
+    listed = (ROOT / "docs" / "house.md").read_text(encoding="utf-8").split("## Every file")[1]
+    names = [path.name for path in (ROOT / folder).glob("*.py")]
+    names += [f"{path.parent.name}/" for path in (ROOT / folder).glob("*/__init__.py")]
+    missing = [name for name in names if name != "__init__.py" and f"`{name}`" not in listed]
+    missing = [name for name in missing if name != "lab/"]  # it is listed as catlib/lab/
+    assert not missing
+
+
+def test_what_the_documents_lead_to_exists():
+    """The functions of the table "Find it" are there, in the files that it names."""
+    text = (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
+    rows = text.split("## Find it")[1].split("## Every file")[0].splitlines()
+    checked = 0
+    for row in rows:
+        sources = "".join(
+            (ROOT / "docs" / link).read_text(encoding="utf-8")
+            for link in re.findall(r"\]\(([^)]+\.py)\)", row)
+        )
+        for name in re.findall(r"`([A-Za-z_.]+)`", row.split("|")[-2]) if sources else []:
+            if not name.endswith((".py", ".toml")) and name != "measure":
+                last = name.split(".")[-1]
+                assert re.search(rf"^ *(def|class) {last}\b", sources, re.MULTILINE), name
+                checked += 1
+    assert checked > 10

@@ -441,3 +441,61 @@ def test_runs_of_other_code_are_refused_repeated_or_reused(tmp_path, monkeypatch
     assert run_study()
     with pytest.raises(ValueError, match="if_code_changed is 'perhaps'"):
         run_study(if_code_changed="perhaps")
+
+
+def test_a_half_of_a_similarity_that_other_code_measured_is_not_kept_in_silence(
+    tmp_path, monkeypatch
+):
+    one = quick(piece("similarity"))
+    monkeypatch.setattr(work, "pieces_of", lambda *_: [one])
+
+    def run_study(**options):
+        return work.study("smoke", ["similarity"], runs=tmp_path, results=tmp_path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "staleness", lambda *_, **__: (_ for _ in ()).throw(work.Pause))
+        assert not run_study()  # paused after the first half
+    [measured] = tmp_path.glob("*/neighbours.csv")
+    begun = measured.parent / "run.json"
+    assert json.loads(begun.read_text())["status"] == "running"
+    assert "catlib/lab/similarity.py" in json.loads(begun.read_text())["code"]
+    of_other_code = begun.read_text().replace('similarity.py": "', 'similarity.py": "0')
+    begun.write_text(of_other_code)
+    with pytest.raises(ValueError, match=r"1 of 1 runs .* catlib/lab/similarity.py"):
+        run_study()
+    measured.write_text("gap\nof other code\n")
+    assert run_study(if_code_changed="repeat")
+    assert "of other code" not in measured.read_text()
+    assert is_done(measured.parent)
+    assert run_study()
+
+
+def test_a_page_of_a_notebook_that_other_code_executed_is_refused_repeated_or_reused(
+    tmp_path, monkeypatch
+):
+    one = piece("notebook_06", "paper")
+    executed = tmp_path / "notebooks" / "06_cat_versus_at.ipynb"
+    page = executed.with_suffix(".html")
+    record = executed.with_suffix(".code.json")
+    monkeypatch.setattr(work, "pieces_of", lambda *_: [one])
+    monkeypatch.setattr(work, "execute", lambda source, target, *_, **__: target.write_text("{}"))
+    monkeypatch.setattr(work, "write_site", lambda *_: page.write_text("new"))
+
+    def run_study(**options):
+        return work.study("smoke", ["notebook_06"], runs=tmp_path, results=tmp_path, **options)
+
+    assert run_study()
+    assert {"catlib/gain.py", executed.name} <= set(json.loads(record.read_text()))
+    page.write_text("old")
+    assert run_study()
+    assert page.read_text() == "old", "of the same code, so it is used again"
+    record.write_text(record.read_text().replace('"catlib/gain.py": "', '"catlib/gain.py": "0'))
+    with pytest.raises(ValueError, match=r"06_cat_versus_at.ipynb; what differs: catlib/gain.py"):
+        run_study()
+    assert run_study(if_code_changed="reuse")
+    assert page.read_text() == "old"
+    assert run_study(if_code_changed="repeat")
+    assert page.read_text() == "new"
+    record.unlink()
+    with pytest.raises(ValueError, match="does not say what code it is of"):
+        run_study()

@@ -1,7 +1,9 @@
 """What the paper claims (claims.toml), and how each claim is measured from the tables of the study.
 
-Nothing is typed by hand but the paper's own words and numbers. A claim whose best table is missing
-is open. How an answer reads is said in the templates (:mod:`catlib.lab.pages`).
+The claims and the numbers that the paper prints are typed by hand, in claims.toml and paper.py;
+what was measured is computed. The remark in brackets after a verdict is worded here and in
+:mod:`catlib.lab.compare`, all other sentences about an answer in templates/measures.j2
+(:mod:`catlib.lab.pages`). A claim is open while the table that would answer it best is missing.
 """
 
 import tomllib

@@ -1,7 +1,10 @@
-"""What is said about the study: the claims page, and the README's parts, from templates.
+"""What is said about the study: the claims page, Tables 1 and 2, and a part of the README.
 
-The words stand in templates/*.j2; the numbers come from :mod:`catlib.lab.claims` and
-:mod:`catlib.lab.compare`. Every text here is generated from the tables in data/results.
+Every text is generated from the tables in data/results; :mod:`catlib.lab.claims` and
+:mod:`catlib.lab.compare` give the numbers. The words stand in three places: the sentences in
+templates/*.j2, the claims in claims.toml, and the remark in brackets after a verdict where the
+verdict is given, in claims.py and compare.py. Headers of tables, and the names of what a table was
+measured on, stand here.
 """
 
 from functools import lru_cache
@@ -36,7 +39,7 @@ from .study.plan import Piece
 from .summaries import Tables, all_pieces, final, is_complete, load_tables, piece_of, summary
 
 TEMPLATES = Path(__file__).with_name("templates")
-COMMAND = "python -m catlib.lab pages"
+COMMAND = "catlib pages"
 # How often the 95 % interval covers the truth, in percent, simulated in tests/test_compare.py:
 # with normal data; and where one run of CAT in five does not learn, by pairs of seeds.
 COVERAGE = {"normal": 95, "collapsing": {5: 67, 8: 83, 12: 93}}
@@ -117,9 +120,10 @@ def claim_row(claim: Claim, tables: Tables) -> dict[str, str]:
 
 
 def front(tables: Tables) -> str:
-    """What was found, in three sentences for the README."""
+    """What was found, in three sentences for the README, below a comment that names their file."""
     return render(
         "front.md.j2",
+        command=COMMAND,
         speed=_speed(first_there("mnist", tables), tables),
         rival=_rival(tables),
         three=_three_times(tables),
@@ -228,7 +232,7 @@ def claims_page(tables: Tables) -> str:
         _section("The audit", audited, audit_table, tables, AUDIT),
     ]
     return render(
-        "claims.md.j2",
+        "results_readme.md.j2",
         command=COMMAND,
         coverage=COVERAGE,
         findings=findings(tables),
@@ -355,7 +359,7 @@ def printed_tables(tables: Tables) -> str:
     """docs/tables.md: Tables 1 and 2 of the paper beside ours."""
     name = first_there("mnist", tables)
     if name is None:
-        return render("results.md.j2", label=None, command=COMMAND)
+        return render("tables.md.j2", label=None, command=COMMAND)
     rows = []
     for claim in claims.cell_claims():
         best = next((table for table in claim.tables if table in tables), None)
@@ -372,7 +376,7 @@ def printed_tables(tables: Tables) -> str:
     )
     strong = [table for table in tables_of("mnist_strong") if table in tables]
     return render(
-        "results.md.j2",
+        "tables.md.j2",
         command=COMMAND,
         label=label(name),
         cells=markdown.table(pd.DataFrame(rows)),

@@ -406,7 +406,7 @@ def run(
             return folder
         if is_done(folder):
             put_aside(folder)
-        history = _open(folder, trial, training, if_code_changed)
+        history = _new_or_resumed(folder, trial, training, if_code_changed)
         write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
         for record in records_of(trial, training):
             history.last = record
@@ -420,7 +420,13 @@ def run(
 
 
 def _is_usable(folder: Path, trial: Trial, if_code_changed: str) -> bool:
-    """Whether the folder has the trial's finished run, of this code or of code that is accepted."""
+    """Whether the folder has the trial's finished run, of this code or of code that is accepted.
+
+    The same choice is made for the runs of a batch in :func:`catlib.lab.batch.units.to_do`, and for
+    those of the study in :func:`catlib.lab.study.work.settle_other_code`.
+
+    Raises: ValueError: it is of other code, and is to be refused.
+    """
     if not is_done(folder):
         return False
     changed = _changed_code(_stretches_of(read_run(folder)), trial.model)
@@ -570,8 +576,17 @@ class _History:
         write_whole(folder / "checkpoint.pt", save_state)
 
 
-def _open(folder: Path, trial: Trial, training: Training, if_code_changed: str) -> _History:
-    """Make the folder, or load its checkpoint into the training."""
+def _new_or_resumed(
+    folder: Path, trial: Trial, training: Training, if_code_changed: str
+) -> _History:
+    """The history of a run that begins now, or that goes on from the checkpoint in its folder.
+
+    A checkpoint is loaded into ``training``. One of other code is refused, put aside with its
+    folder so that the run begins anew, or taken as it is, as ``if_code_changed`` says. The folder
+    exists afterwards, without the leftovers of a process that was killed.
+
+    Raises: ValueError: the checkpoint is damaged, of another trial, or of other code and refused.
+    """
     checkpoint = folder / "checkpoint.pt"
     state = _read_checkpoint(checkpoint, trial, training.device) if checkpoint.exists() else None
     if state is not None:

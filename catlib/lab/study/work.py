@@ -19,6 +19,7 @@ from catlib.training import Record
 from ...files import write_whole
 from ..batch import execute, parameter_names
 from ..batch.engine import Failure, Job, Pause, Processes, Result, ThisProcess, run_jobs
+from ..batch.units import NotebookUnit
 from ..judge import AUTOATTACK_PART, Measurement, measurements, together
 from ..paths import NOTEBOOKS, RESULTS, ROOT
 from ..runs import (
@@ -29,11 +30,13 @@ from ..runs import (
     is_done,
     provenance,
     put_aside,
+    read_run,
     run,
     write_json,
 )
 from ..similarity import neighbour_similarity, staleness
 from ..site import write_site
+from ..sources import differing
 from .plan import Piece, pieces_of
 from .tables import Finished, finished_in, finished_runs, write_result, write_table
 
@@ -80,7 +83,7 @@ def study(
             f"it has: {', '.join(piece.name for piece in pieces)}."
         )
     chosen = [piece for piece in pieces if not names or piece.name in names]
-    settle_other_code(chosen, runs, if_code_changed)
+    settle_other_code(chosen, runs, results, if_code_changed)
     failed: list[Result] = []
     try:
         with ThisProcess() if workers == 1 else Processes(workers) as where:
@@ -94,10 +97,14 @@ def study(
     return True
 
 
-def settle_other_code(pieces: Sequence[Piece], runs: Path, if_code_changed: str) -> None:
-    """Refuse the runs that other code made, put them aside, or leave them, as is asked for.
+def settle_other_code(
+    pieces: Sequence[Piece], runs: Path, results: Path, if_code_changed: str
+) -> None:
+    """Refuse what other code made, make room for it to be made anew, or leave it, as is asked for.
 
-    Raises: ValueError: there are such runs, and they are to be refused.
+    It is about the folders of runs, finished or begun, and about executed notebooks.
+
+    Raises: ValueError: other code made some of them, and they are to be refused.
     """
     if if_code_changed not in IF_CODE_CHANGED:
         raise ValueError(
@@ -107,19 +114,27 @@ def settle_other_code(pieces: Sequence[Piece], runs: Path, if_code_changed: str)
     if if_code_changed == "reuse":
         return
     places = {run_folder(piece, runs, trial) for piece in pieces for _, trial in piece.trials}
-    made = [folder for folder in sorted(places) if (folder / "run.json").exists()]
-    changed = {folder: changed_code(folder) for folder in made}
-    other = [folder for folder in made if changed[folder]]
+    folders_made = [folder for folder in sorted(places) if (folder / "run.json").exists()]
+    notebooks = [notebook_files(piece, results) for piece in pieces if piece.kind == "notebook"]
+    notebooks_made = [files for files in notebooks if files.exist()]
+
+    changed = {folder: changed_code(folder) for folder in folders_made}
+    changed |= {files.executed: files.changed_code() for files in notebooks_made}
+    other = [path for path, names in changed.items() if names]
     if other and if_code_changed == "refuse":
-        files = ", ".join(changed[other[0]][:5])
+        names = ", ".join(changed[other[0]][:5])
         raise ValueError(
-            f"{len(other)} of {len(made)} runs in {runs} were made by other code, such as "
-            f"{other[0].name}; what differs: {files}. Say what to do with them: "
+            f"{len(other)} of {len(changed)} runs in {runs} were made by other code, such as "
+            f"{other[0].name}; what differs: {names}. Say what to do with them: "
             "--if-code-changed repeat (make them anew) or reuse (take them as they are); "
             "or choose another folder with --runs."
         )
-    for folder in other:
-        put_aside(folder)
+    for folder in folders_made:
+        if changed[folder]:
+            put_aside(folder)
+    for files in notebooks_made:
+        if changed[files.executed]:
+            files.remove()
 
 
 def run_folder(piece: Piece, runs: Path, trial: Trial) -> Path:
@@ -312,18 +327,26 @@ def similarity_folder(runs: Path, trial: Trial) -> Path:
 
 
 def measure_similarity(piece: Piece, trial: Trial, folder: Path, deadline: float) -> None:
-    """Measure the parts that the folder lacks, each along a training of its own."""
+    """Measure the parts that the folder lacks, each along a training of its own.
+
+    The run.json is there from the beginning, with the digests of the code, so that parts which a
+    killed study left are used again only as :func:`settle_other_code` allows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    begun = (folder / "run.json").exists()
+    stretches = read_run(folder).get("stretches", []) if begun else []
+    known = provenance(trial, build_training(trial))
+    info = {**known, "stretches": [*stretches, known]}
+    write_json(folder / "run.json", {"status": "running", **info})
     for part in PARTS:
         path = folder / f"{part.name}.csv"
-        if path.exists():
+        if begun and path.exists():
             continue
         stop_at(deadline)
         training = build_training(trial)
         training.evaluate_every = 0
         table = part.measure(training, trial, piece.options)
         write_whole(path, table.to_csv(index=False).encode())
-    info = provenance(trial, build_training(trial))
     write_json(folder / "run.json", {"status": "done", **info})
 
 
@@ -375,6 +398,45 @@ def read_part(path: Path) -> pd.DataFrame:
 # ------------------------------------------------------------------ notebook
 
 
+@dataclass(frozen=True)
+class NotebookFiles:
+    """What a piece of kind "notebook" leaves beside the results."""
+
+    source: Path  # the notebook of the course
+    executed: Path
+
+    @property
+    def page(self) -> Path:
+        return self.executed.with_suffix(".html")
+
+    @property
+    def record(self) -> Path:
+        """Says which code the notebook was executed with."""
+        return self.executed.with_suffix(".code.json")
+
+    def exist(self) -> bool:
+        return self.executed.exists() or self.page.exists()
+
+    def code(self) -> dict[str, str]:
+        """The digests of the code that decides what the notebook shows, as a batch takes them."""
+        return NotebookUnit(self.source, {}, self.executed.parent).code()
+
+    def changed_code(self) -> list[str]:
+        """Names of the files that differ now from those that the notebook was executed with."""
+        if not self.record.exists():
+            return ["perhaps all files, as the notebook does not say what code it is of"]
+        return differing(json.loads(self.record.read_text()), self.code())
+
+    def remove(self) -> None:
+        for path in (self.page, self.executed, self.record):
+            path.unlink(missing_ok=True)
+
+
+def notebook_files(piece: Piece, results: Path) -> NotebookFiles:
+    name = f"{piece.options['notebook']}.ipynb"
+    return NotebookFiles(NOTEBOOKS / name, results / "notebooks" / name)
+
+
 def notebook(
     piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
 ) -> list[Result]:
@@ -383,15 +445,16 @@ def notebook(
     Its own runs are what takes long. They go on from their checkpoints, so it may be cut off in any
     cell.
     """
-    target = results / "notebooks" / f"{piece.options['notebook']}.ipynb"
-    page = target.with_suffix(".html")
-    if page.exists():
+    files = notebook_files(piece, results)
+    if files.page.exists():  # settle_other_code has removed a page of other code, if it was to
         return []
-    if not target.exists():
+    if not files.executed.exists():
         stop_at(deadline)
-        execute_notebook(piece, target, runs, deadline)
-    write_site([target], target.parent)
-    print(f"{piece.table}: {target.name}, {page.name}", flush=True)
+        files.record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(files.record, files.code())
+        execute_notebook(piece, files.executed, runs, deadline)
+    write_site([files.executed], files.executed.parent)
+    print(f"{piece.table}: {files.executed.name}, {files.page.name}", flush=True)
     return []
 
 
