@@ -61,9 +61,10 @@ def test_the_examples_of_your_own_data_and_model_run(tmp_path, monkeypatch, caps
     exec(code_of("docs/own.md"), names)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["3", "6"]
-    (tmp_path / "my_models.py").write_text(code_of("docs/own.md", 1))
+    # a name of its own: another document has a my_models too, and a process imports a name once
+    (tmp_path / "models_of_own.py").write_text(code_of("docs/own.md", 1))
     monkeypatch.chdir(tmp_path)
-    model = catlib.build_model("my_models:small", names["data"])
+    model = catlib.build_model("models_of_own:small", names["data"])
     assert model(names["data"].test()[0]).shape == (50, 3)
 
 
