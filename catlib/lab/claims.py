@@ -344,7 +344,9 @@ def peak(records: pd.DataFrame, piece: Piece) -> Answer:
     cat = records[records.arm == "CAT"].sort_values("iteration")
     last = cat.groupby(["sampling_number", "seed"]).robust_accuracy.last()
     means = last.groupby("sampling_number").mean()
-    best, smallest, largest = means.idxmax(), means.index[0], means.index[-1]
+    best = means.idxmax()
+    smallest = means.index[0]
+    largest = means.index[-1]
     numbers = {"iterations": cat.iteration.max(), "means": means.to_dict()}
     if best == largest:
         remark = f"best at the largest one tried, k = {largest}: no threshold was met"

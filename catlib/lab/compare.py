@@ -362,7 +362,9 @@ def overall(
         levels: in [0, 1].
     """
     both = records[records[by].isin([baseline, arm])]
-    used, left_out, logarithms = [], [], []
+    used = []
+    left_out = []
+    logarithms = []
     for level in levels:
         table = costs(both, level, metric, by).pivot(index="seed", columns=by, values=cost)
         if table.isna().any(axis=None):

@@ -313,7 +313,9 @@ def cheap_rivals(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
     rows = []
     for arm in dict.fromkeys(records.arm):
         mine = last.loc[arm]
-        gap, speed, levels = "", "", ""
+        gap = ""
+        speed = ""
+        levels = ""
         if arm != "AT":
             gap = difference(mine[metric], last.loc["AT", metric]).as_points()
             one = overall(records, levels_of(piece), cost="passes", arm=arm)
