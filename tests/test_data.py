@@ -562,7 +562,7 @@ def test_a_download_cut_off_while_writing_leaves_nothing(tmp_path, monkeypatch):
     from torchvision import datasets
 
     def half(file, **_):
-        file.write_bytes(b"PK half")
+        file.write(b"PK half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(datasets, "MNIST", Source)

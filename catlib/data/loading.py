@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import write_whole
 from .arrays import channels_first, labels_of, unpack
 from .dataset import Data
 from .own import read_file, read_folder
@@ -158,15 +159,19 @@ def _download(name: str, path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             train = source(folder, train=True, download=True)
             test = source(folder, train=False, download=True)
-            whole = Path(folder) / "whole.npz"
-            np.savez_compressed(
-                whole,
-                x_train=np.asarray(train.data, np.uint8),
-                y_train=np.asarray(train.targets, np.uint8),
-                x_test=np.asarray(test.data, np.uint8),
-                y_test=np.asarray(test.targets, np.uint8),
-            )
-            os.replace(whole, path)  # at once: nobody ever reads half a file
+
+        def save(temporary: Path) -> None:
+            # an open file: with a path, numpy would add .npz to the temporary name
+            with open(temporary, "wb") as file:
+                np.savez_compressed(
+                    file,
+                    x_train=np.asarray(train.data, np.uint8),
+                    y_train=np.asarray(train.targets, np.uint8),
+                    x_test=np.asarray(test.data, np.uint8),
+                    y_test=np.asarray(test.targets, np.uint8),
+                )
+
+        write_whole(path, save)
     except (OSError, RuntimeError) as error:
         raise RuntimeError(
             f"{path} does not exist, and downloading {name} failed ({error}). Put {name}.npz "

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,8 +93,7 @@ class FreeTraining(Training):
             indices, images, labels = super()._draw()
             if self._augment_once:
                 # here, not in every replay: the noise belongs to these very images
-                words = np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)
-                self._generator.manual_seed(int(words[0]))
+                self._generator.manual_seed(self._random_stream())
                 images = self._augment_once(images, self._generator)
             self._replayed = indices, images, labels
         return self._replayed
