@@ -500,7 +500,7 @@ def check_logits(logits: Any, count: int, largest_label: int = -1) -> Tensor:
 
 def is_right(logits: Tensor, labels: Tensor) -> Tensor:
     """Which logits (B, K) classify as labelled, (B,). Logits that are not all finite never do."""
-    return (logits.argmax(1) == labels) & _is_finite(logits)
+    return (logits.argmax(1) == labels.long()) & _is_finite(logits)
 
 
 def has_finite_gradient(slope: Tensor) -> Tensor:
@@ -593,7 +593,8 @@ def check_batch(images: Tensor, labels: Tensor) -> int:
             f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: "
             f"normalise inside the model."
         )
-    smallest, largest = (int(value.item()) for value in labels.aminmax())
+    # torch finds no extremes of uint16, uint32 and uint64
+    smallest, largest = (int(value.item()) for value in labels.long().aminmax())
     if smallest < 0:
         raise ValueError(
             f"a label is {smallest}; labels must lie in 0..K-1 (torch would silently ignore -100)."

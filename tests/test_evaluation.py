@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catlib import PGD, accuracy, check_model, robust_accuracy
+from catlib import PGD, accuracy, check_model, information_gain, robust_accuracy
 
 
 def verdicts_by_loop(model, images, labels, epsilon, step_size, steps, restarts, seed):
@@ -301,6 +301,18 @@ def test_two_threads_may_judge_one_model(conv_net, snapshot):
 
 
 # check_model
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_takes_labels_of_any_integer_type(classifier, digits, dtype):
+    images, labels = digits.test(torch.arange(50))
+    few = labels.to(dtype)
+    attack = PGD(0.1, steps=2)
+    assert accuracy(classifier, images, few) == accuracy(classifier, images, labels)
+    expected = robust_accuracy(classifier, images, labels, attack)
+    assert robust_accuracy(classifier, images, few, attack) == expected
+    logits = classifier(images)
+    assert torch.equal(information_gain(logits, few), information_gain(logits, labels))
 
 
 class Softmax(nn.Module):
