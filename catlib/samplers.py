@@ -30,25 +30,34 @@ class _BatchSampler(Sampler[Tensor], ABC):
     """
 
     n: int  # examples in the data
-    sampling_number: int  # examples in a batch
     device: torch.device  # that of the labels
     generator: torch.Generator  # of the draws
     _lock: threading.RLock
 
     def __init__(self, labels: Tensor, sampling_number: int, seed: int):
         labels = _checked_labels(labels)
-        if not _is_integer(sampling_number, 1, len(labels)):
-            raise ValueError(
-                f"sampling_number is {sampling_number!r}; "
-                f"it must be an integer in 1..{len(labels)} (all examples)."
-            )
         if not _is_integer(seed, -(2**63), 2**64 - 1):
             raise ValueError(f"seed is {seed!r}; it must be an integer in -2**63..2**64-1.")
+        self._lock = threading.RLock()
         self.n = len(labels)
-        self.sampling_number = int(sampling_number)
+        self.sampling_number = sampling_number
         self.device = labels.device
         self.generator = torch.Generator(labels.device).manual_seed(int(seed))
-        self._lock = threading.RLock()
+
+    @property
+    def sampling_number(self) -> int:
+        """Examples in a batch, 1..n; may be set while training runs."""
+        return self._sampling_number
+
+    @sampling_number.setter
+    def sampling_number(self, value: int) -> None:
+        if not _is_integer(value, 1, self.n):
+            raise ValueError(
+                f"sampling_number is {value!r}; "
+                f"it must be an integer in 1..{self.n} (all examples)."
+            )
+        with self._lock:
+            self._sampling_number = int(value)
 
     @abstractmethod
     def draw(self) -> Tensor:
