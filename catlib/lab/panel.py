@@ -545,8 +545,8 @@ def _control(name: str, trial: Trial) -> w.Widget:
         return w.IntSlider(trial.steps, min=1, max=max(20, trial.steps))
     if name == "sampling_number":
         all_images = trial.train_size or np.inf
-        numbers = {k for k in (16, 32, 64, 128, 256, 512, 1024) if k <= all_images}
-        numbers = sorted(numbers | {trial.sampling_number})
+        usual = {number for number in (16, 32, 64, 128, 256, 512, 1024) if number <= all_images}
+        numbers = sorted(usual | {trial.sampling_number})
         return w.SelectionSlider(options=numbers, value=trial.sampling_number)
     if name == "dataset":
         return w.Dropdown(options=_datasets_here(trial), value=trial.dataset)
