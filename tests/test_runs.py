@@ -506,6 +506,31 @@ def test_records_may_be_asked_for_again(same):
     assert got == expected and same(training.state_dict(), whole.state_dict())
 
 
+def test_data_are_read_once_as_long_as_their_file_stays(tmp_path, monkeypatch, digits):
+    read = []
+    genuine = runs.load_data
+    monkeypatch.setattr(runs, "load_data", lambda name: read.append(name) or genuine(name))
+    monkeypatch.setattr(runs, "_last_data", {})
+    images = [runs.build_training(TINY).data.x_train for _ in range(2)]
+    assert images[0].data_ptr() == images[1].data_ptr()
+    assert read == ["digits"]
+    file = tmp_path / "mine.npz"
+    few = {"x_train": digits.x_train[:100, 0], "y_train": digits.y_train[:100]}
+    np.savez(file, **few, x_test=few["x_train"], y_test=few["y_train"])
+    own = replace(TINY, dataset=str(file))
+    runs.build_training(own)
+    first = runs.build_training(own).data.x_train
+    assert read == ["digits", str(file)]
+    np.savez(
+        file,
+        **few | {"x_train": 255 - few["x_train"]},
+        x_test=few["x_train"],
+        y_test=few["y_train"],
+    )
+    assert torch.equal(runs.build_training(own).data.x_train, 255 - first)
+    assert len(runs._last_data) == 1, "the data before are let go"
+
+
 # killed
 
 

@@ -52,6 +52,7 @@ from catlib import (
 )
 
 from ..attacks import check_count
+from ..data import data_root, find_data
 from ..files import remove_leftovers, write_whole
 from ..interrupts import deferred_interrupts
 from ..training import choose_device
@@ -252,7 +253,7 @@ def _as_file_name(name: str) -> str:
 def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """The Training that a trial describes, before its first iteration."""
     device = choose_device(trial.device)
-    data = _first_images(load_data(trial.dataset).to(device), trial.train_size)
+    data = _first_images(_data_on(device, trial.dataset), trial.train_size)
     model = build_model(trial.model, data, seed=trial.seed).to(device)
     optimizer = _build_optimizer(trial, model)
     kind = FreeTraining if trial.crafting == "free" else Training
@@ -274,6 +275,25 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         compile=trial.compile,
         progress=progress,
     )
+
+
+# the data of the last trial, which the next one in this process will mostly want, too
+_last_data: dict[tuple, Data] = {}
+
+
+def _data_on(device: torch.device, dataset: str) -> Data:
+    """The data of this name on a device, read once as long as their file stays as it is."""
+    path = find_data(dataset)
+    if path is None and dataset != "digits":
+        path = data_root() / f"{dataset}.npz"
+    if path is not None and not path.is_file():
+        return load_data(dataset).to(device)  # a folder of images, or a file to be downloaded first
+    written = (path, path.stat().st_mtime_ns, path.stat().st_size) if path is not None else None
+    key = (dataset, written, device)
+    if key not in _last_data:
+        _last_data.clear()
+        _last_data[key] = load_data(dataset).to(device)
+    return _last_data[key]
 
 
 def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean:
