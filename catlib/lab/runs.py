@@ -52,7 +52,9 @@ from catlib import (
 )
 
 from ..attacks import check_count
+from ..data import data_root, find_data
 from ..files import remove_leftovers, write_whole
+from ..interrupts import deferred_interrupts
 from ..training import choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
 from .paths import ROOT
@@ -79,6 +81,8 @@ LEAST = {  # the smallest value of the settings that are counts
     "final_size": 1,
 }
 IF_CODE_CHANGED = ("refuse", "repeat", "reuse")
+# a checkpoint of a ResNet-18 is 90 MB: one after every evaluation could take as long as training
+CHECKPOINT_SECONDS = 60.0
 REPLACED = ".replaced-"  # in the name of a folder: a run that was put aside
 UNIFORM = 1e12  # a temperature at which all weights count the same
 
@@ -249,7 +253,7 @@ def _as_file_name(name: str) -> str:
 def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """The Training that a trial describes, before its first iteration."""
     device = choose_device(trial.device)
-    data = _first_images(load_data(trial.dataset).to(device), trial.train_size)
+    data = _first_images(_data_on(device, trial.dataset), trial.train_size)
     model = build_model(trial.model, data, seed=trial.seed).to(device)
     optimizer = _build_optimizer(trial, model)
     kind = FreeTraining if trial.crafting == "free" else Training
@@ -271,6 +275,25 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         compile=trial.compile,
         progress=progress,
     )
+
+
+# the data of the last trial, which the next one in this process will mostly want, too
+_last_data: dict[tuple, Data] = {}
+
+
+def _data_on(device: torch.device, dataset: str) -> Data:
+    """The data of this name on a device, read once as long as their file stays as it is."""
+    path = find_data(dataset)
+    if path is None and dataset != "digits":
+        path = data_root() / f"{dataset}.npz"
+    if path is not None and not path.is_file():
+        return load_data(dataset).to(device)  # a folder of images, or a file to be downloaded first
+    written = (path, path.stat().st_mtime_ns, path.stat().st_size) if path is not None else None
+    key = (dataset, written, device)
+    if key not in _last_data:
+        _last_data.clear()
+        _last_data[key] = load_data(dataset).to(device)
+    return _last_data[key]
 
 
 def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean:
@@ -371,6 +394,10 @@ def run(
 ) -> Path:
     """Run a trial to its end, from its last checkpoint if there is one.
 
+    A checkpoint is written after an evaluation if the last one is at least
+    :data:`CHECKPOINT_SECONDS` old, when Ctrl-C or an error of ``observe`` stops the run, and at the
+    end. A run that was killed drops the records after its last checkpoint, and makes them again.
+
     Args:
         trial: the settings. All is checked before anything is written.
         root: the folder of all runs; this one's is ``root/<trial.id>``.
@@ -408,15 +435,41 @@ def run(
             put_aside(folder)
         history = _new_or_resumed(folder, trial, training, if_code_changed)
         write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
-        for record in records_of(trial, training):
-            history.last = record
-            if record.accuracy is not None:
-                history.add(record, training)
-                history.save(folder, trial, training)
-            if observe is not None:
-                observe(training, record)
+        _train(folder, trial, training, history, observe)
         _finish(folder, trial, training, history)
     return folder
+
+
+def _train(
+    folder: Path,
+    trial: Trial,
+    training: Training,
+    history: "_History",
+    observe: Callable[[Training, Record], object] | None,
+) -> None:
+    """Train to the last iteration, and write records and checkpoints on the way."""
+    observing = False
+    # Ctrl-C waits for a moment at which the training and its records agree
+    with deferred_interrupts() as interrupts:
+        try:
+            for record in records_of(trial, training):
+                history.last = record
+                if record.accuracy is not None:
+                    history.add(record, training)
+                    history.write_records(folder)
+                    if history.checkpoint_is_due():
+                        history.save_checkpoint(folder, trial, training)
+                if observe is not None:
+                    observing = True
+                    with interrupts.allowed():
+                        observe(training, record)
+                    observing = False
+                interrupts.poll()
+        except BaseException as error:
+            # after another error, as of a step of the optimizer, the training may be half done
+            if observing or isinstance(error, KeyboardInterrupt):
+                history.save_checkpoint(folder, trial, training)
+            raise
 
 
 def _is_usable(folder: Path, trial: Trial, if_code_changed: str) -> bool:
@@ -519,6 +572,7 @@ class _History:
         records: the rows of records.csv.
         stretches: where and by what code the run was begun and gone on with, in order.
         last: the record of the last iteration.
+        batch_accuracy: the share of the last batch that was classified right, before its update.
     """
 
     def __init__(
@@ -530,7 +584,10 @@ class _History:
         self.records = records
         self.stretches = stretches
         self.last: Record | None = None
+        self.batch_accuracy: float | None = None
         self._started = time.perf_counter() - wall_seconds
+        self._saved_at = time.monotonic()  # when the last checkpoint was written or read
+        self._saved_records = -1  # how many records it holds; none is known of yet
 
     @property
     def wall_seconds(self) -> float:
@@ -548,32 +605,53 @@ class _History:
         return {**provenance(trial, training), "stretches": self.stretches}
 
     def add(self, record: Record, training: Training) -> None:
-        batch = training.batch
-        assert batch is not None, "a record comes with its batch"
-        right = batch.logits.argmax(1) == batch.labels  # before the update
-        batch_accuracy = right.double().mean().item()
-        self.records.append({**asdict(record), "batch_accuracy": batch_accuracy})
+        self._look_at_batch(training)
+        self.records.append({**asdict(record), "batch_accuracy": self.batch_accuracy})
 
-    def save(self, folder: Path, trial: Trial, training: Training) -> None:
-        """Write records.csv and checkpoint.pt.
+    def _look_at_batch(self, training: Training) -> None:
+        # there is none after a checkpoint was loaded, whose own value then stands
+        if training.batch is not None:
+            right = training.batch.logits.argmax(1) == training.batch.labels
+            self.batch_accuracy = right.double().mean().item()
 
-        The checkpoint comes last: a run that is killed between the two files goes on from the
-        checkpoint before, and writes both again.
+    def checkpoint_is_due(self) -> bool:
+        """Whether the last checkpoint is old enough for another one."""
+        return time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+
+    def checkpoint_is_whole(self) -> bool:
+        """Whether the last checkpoint holds every record there is."""
+        return self._saved_records == len(self.records)
+
+    def write_records(self, folder: Path) -> None:
+        """Write records.csv; there is none as long as there are no records."""
+        path = folder / "records.csv"
+        if self.records:
+            write_whole(path, pd.DataFrame(self.records).to_csv(index=False).encode())
+        else:
+            path.unlink(missing_ok=True)
+
+    def save_checkpoint(self, folder: Path, trial: Trial, training: Training) -> None:
+        """Write checkpoint.pt, from which a run that is killed goes on.
+
+        It holds the records as well, so that the run has those of its own past alone.
         """
+        self._look_at_batch(training)
         state = {
             "id": trial.id,
             "training": training.state_dict(),
             "records": self.records,
             "stretches": self.stretches,
             "wall_seconds": self.wall_seconds,
+            # for a record that waits for its evaluation
+            "batch_accuracy": self.batch_accuracy,
         }
 
         def save_state(path: Path) -> None:
             torch.save(state, path)
 
-        table = pd.DataFrame(self.records)
-        write_whole(folder / "records.csv", table.to_csv(index=False).encode())
         write_whole(folder / "checkpoint.pt", save_state)
+        self._saved_at = time.monotonic()
+        self._saved_records = len(self.records)
 
 
 def _new_or_resumed(
@@ -603,6 +681,8 @@ def _new_or_resumed(
     else:
         training.load_state_dict(state["training"])
         history = _History(state["records"], state["stretches"], state["wall_seconds"])
+        history.batch_accuracy = state.get("batch_accuracy")
+    history.write_records(folder)  # without those after the checkpoint, which are made again
     history.begin_stretch(trial, training)
     return history
 
@@ -629,7 +709,9 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
     if history.last is not None and history.last.accuracy is None:
         # of a run without evaluations, the last record is kept
         history.add(history.last, training)
-        history.save(folder, trial, training)
+        history.write_records(folder)
+    if not history.checkpoint_is_whole():
+        history.save_checkpoint(folder, trial, training)
     final = {}
     if trial.final_restarts:
         images, labels = training.data.test(slice(trial.final_size))
