@@ -15,7 +15,7 @@ from .attacks import PGD, check_adversarial, check_count, check_logits
 from .data import Data
 from .evaluation import accuracy, robust_accuracy
 from .gain import information_gain
-from .guards import BufferCopy, check_optimizer, check_sampler, check_weights
+from .guards import BufferCopy, check_loss, check_optimizer, check_sampler, check_weights
 from .interrupts import deferred_interrupts
 from .kernels.step import compiled
 
@@ -45,10 +45,29 @@ class Record:
     examples: int  # adversarial examples drawn
     passes: int  # images sent through the model, in attacks and in updates
     seconds: float  # training time
-    loss: float | None  # cross-entropy on the adversarial batch, before the update
+    loss: float | None  # what the update minimises, such as cross-entropy, before the update
     coverage: float | None  # share of the training images drawn at least once
     accuracy: float | None = None
     robust_accuracy: float | None = None
+
+
+def adversarial_cross_entropy(
+    model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eq. 1, the usual loss of adversarial training: the mean cross-entropy.
+
+    Another ``loss`` of :class:`Training` has the same form.
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K); in training mode.
+        images: (B, C, H, W) in [0, 1], as they were before the attack; not needed for this loss.
+        adversarial: (B, C, H, W), what the attack made of them.
+        labels: (B,), integers in 0..K-1.
+
+    Returns: the loss, a scalar with a gradient, and the logits (B, K) of the adversarial images.
+    """
+    logits = check_logits(model(adversarial), len(labels))
+    return nn.functional.cross_entropy(logits, labels), logits
 
 
 class Training(Iterator[Record]):
@@ -85,6 +104,10 @@ class Training(Iterator[Record]):
         evaluation_attack: judges robust accuracy; None is ``attack`` with 20 steps, if it is a PGD.
         evaluation_size: the first so many test images are the fixed subset that evaluations use.
         augment: ``augment(images, generator) -> images`` before the attack, e.g. ``crop_and_flip``.
+        loss: what an update minimises, a function of the form of
+            :func:`adversarial_cross_entropy`, the default. TRADES, for example, compares the
+            logits of both versions of an image. Every image that it sends through the model
+            counts as a pass, and Eq. 3 is taken from the adversarial logits that it returns.
         device: "auto" takes a GPU if there is one.
         precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only;
             evaluation is always in float32.
@@ -111,6 +134,7 @@ class Training(Iterator[Record]):
         evaluation_attack: Callable[..., Tensor] | None = None,
         evaluation_size: int = 500,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        loss: Callable[..., tuple[Tensor, Tensor]] = adversarial_cross_entropy,
         seed: int = 0,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -143,6 +167,7 @@ class Training(Iterator[Record]):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.augment = augment
+        self.loss = loss
 
         self.iterations = iterations
         self.evaluate_every = evaluate_every
@@ -224,7 +249,7 @@ class Training(Iterator[Record]):
                 # line 4: craft adversarial examples
                 adversarial = self._craft(images, labels)
                 # line 5 (and Eq. 3, from the same logits)
-                loss, logits, gain = self._update(adversarial, labels, on_host)
+                loss, logits, gain = self._update(images, adversarial, labels, on_host)
         except BaseException as error:
             self._buffers.put_back()
             if isinstance(error, StopIteration):  # it would look like the end of training
@@ -315,13 +340,13 @@ class Training(Iterator[Record]):
         return check_adversarial(adversarial, images, finite=False)
 
     def _update(
-        self, adversarial: Tensor, labels: Tensor, on_host: bool
+        self, images: Tensor, adversarial: Tensor, labels: Tensor, on_host: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Train on the batch; its loss, logits and information gain, all from before the update."""
         self.model.train()
         self.optimizer.zero_grad()
-        logits = check_logits(self._network(adversarial), len(labels))
-        loss = nn.functional.cross_entropy(logits, labels)
+        result = self.loss(self._network, images, adversarial, labels)
+        loss, logits = check_loss(result, len(labels))
         # a copy, because a CUDA graph writes over its output
         kept = logits.detach().to(torch.float32, copy=True)
         gain = information_gain(kept, labels)

@@ -22,6 +22,7 @@ from catlib import (
     robust_accuracy,
     smooth,
 )
+from catlib.lab.runs import Trial
 
 NAN, INF = float("nan"), float("inf")
 LABELS = torch.arange(60) % 3
@@ -725,6 +726,72 @@ TABLE = {
         ValueError,
         "(128, 1, 7, 8)",
         "(128, 1, 8, 8)",
+    ),
+    "a loss without logits": (
+        lambda: next(training(loss=lambda m, x, a, y: m(a).sum())()),
+        TypeError,
+        "a Tensor",
+        "(loss, adversarial_logits)",
+    ),
+    "a loss of three things": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum(), m(a), y))()),
+        TypeError,
+        "tuple of 3",
+        "(loss, adversarial_logits)",
+    ),
+    "a loss for each example": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum(1), m(a)))()),
+        TypeError,
+        "(128,)",
+        "a scalar",
+    ),
+    "a loss that is a number": (
+        lambda: next(training(loss=lambda m, x, a, y: (0.5, m(a)))()),
+        TypeError,
+        "0.5",
+        "a scalar",
+    ),
+    "a loss that is detached": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum().detach() * 0 + 2, m(a)))()),
+        ValueError,
+        "2",
+        "without detach()",
+    ),
+    "a loss with logits of other images": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum(), m(a)[:5]))()),
+        ValueError,
+        "(5, 10)",
+        "(B, K)",
+    ),
+    "a trial with an unknown loss": (
+        lambda: Trial(loss="hinge"),
+        ValueError,
+        "'hinge'",
+        "cross-entropy, trades, mart",
+    ),
+    "a trial with a negative beta": (
+        lambda: Trial(loss="trades", beta=-1.0),
+        ValueError,
+        "-1.0",
+        "at least 0",
+    ),
+    "a trial with a beta of NaN": (
+        lambda: Trial(loss="mart", beta=NAN),
+        ValueError,
+        "nan",
+        "finite number",
+    ),
+    "the attack of TRADES in l2": (
+        lambda: Trial(crafting="kl", norm="l2"),
+        ValueError,
+        "'l2'",
+        "'linf'",
+    ),
+    "the attack of TRADES with restarts": (
+        lambda: Trial(crafting="kl", restarts=3),
+        ValueError,
+        "3",
+        "1 restart",
     ),
     "an optimizer of another model": (
         training(optimizer=torch.optim.SGD(MODEL.parameters(), 0.1)),

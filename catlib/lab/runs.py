@@ -53,15 +53,17 @@ from catlib import (
 
 from ..attacks import check_count
 from ..files import remove_leftovers, write_whole
-from ..training import choose_device
+from ..training import adversarial_cross_entropy, choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
+from .losses import MART, TRADES, KLAttack
 from .paths import ROOT
 from .sources import code_of, differing
 
 METHODS = ("AT", "CAT")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cyclic")
-CRAFTING = ("pgd", "n-fgsm", "free", "batch mean")
+CRAFTING = ("pgd", "n-fgsm", "free", "batch mean", "kl")
+LOSSES = ("cross-entropy", "trades", "mart")
 JUDGES = ("sign", "gradient", "batch mean")
 LEAST = {  # the smallest value of the settings that are counts
     "seed": 0,
@@ -132,9 +134,12 @@ class Trial:
     batch_norm: str = "eval"
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
     # or a cheap rival of catlib.lab.baselines: "n-fgsm", "free" (``steps`` are its replays),
-    # "batch mean"
+    # "batch mean"; or "kl", the attack of TRADES (catlib.lab.losses)
     crafting: str = "pgd"
-    # the update
+    # the update; "trades" and "mart" (catlib.lab.losses) use beta. TRADES as published is
+    # loss "trades" with crafting "kl"
+    loss: str = "cross-entropy"
+    beta: float = 6.0
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     weight_decay: float = 0.0
@@ -169,13 +174,19 @@ class Trial:
         self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("crafting", CRAFTING)
+        self._check_choice("loss", LOSSES)
         self._check_choice("evaluation_rule", JUDGES)
-        for name in ("learning_rate", "weight_decay"):
+        for name in ("learning_rate", "weight_decay", "beta"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
         if self.crafting == "free" and self.steps == 0:
             raise ValueError("steps is 0; with crafting 'free' it must be at least 1, the replays.")
+        if self.crafting == "kl" and (self.norm != "linf" or self.restarts != 1):
+            raise ValueError(
+                f"norm is {self.norm!r} and restarts is {self.restarts}; the attack of TRADES, "
+                "crafting 'kl', has the norm 'linf' and 1 restart."
+            )
         if self.schedule == "cyclic" and self.iterations is None:
             raise ValueError("iterations is None; a cyclic schedule must know where it ends.")
         self.attack()  # these check the settings of PGD
@@ -265,6 +276,7 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         evaluation_size=trial.evaluation_size,
         evaluation_attack=trial.judge(),
         augment=crop_and_flip if trial.augment else None,
+        loss=_build_loss(trial),
         seed=trial.seed,
         device=device,
         precision=trial.precision,
@@ -273,12 +285,14 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
     )
 
 
-def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean:
-    """The attack that a trial trains with: its PGD, or the rival that ``crafting`` names."""
+def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean | KLAttack:
+    """The attack that a trial trains with: its PGD, or what ``crafting`` names."""
     if trial.crafting == "n-fgsm":
         return NFGSM(trial.epsilon, trial.step_size or trial.epsilon)
     if trial.crafting == "batch mean":
         return BatchMean(trial.epsilon, trial.steps)
+    if trial.crafting == "kl":
+        return KLAttack(trial.epsilon, trial.attack().step_size, trial.steps)
     return replace(trial.attack(), compile=trial.compile)
 
 
@@ -298,6 +312,14 @@ def _build_sampler(trial: Trial, labels: Tensor) -> UniformSampler | CaseSampler
         log_weight=WEIGHTINGS[trial.weighting],
         seed=trial.seed,
     )
+
+
+def _build_loss(trial: Trial) -> Callable[..., tuple[Tensor, Tensor]]:
+    if trial.loss == "trades":
+        return TRADES(trial.beta)
+    if trial.loss == "mart":
+        return MART(trial.beta)
+    return adversarial_cross_entropy
 
 
 def _build_optimizer(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
@@ -349,7 +371,9 @@ def records_of(trial: Trial, training: Training) -> Iterator[Record]:
         yield record
 
 
-def _at_share_of_epsilon(attack: PGD | NFGSM | BatchMean, share: float) -> PGD | NFGSM | BatchMean:
+def _at_share_of_epsilon(
+    attack: PGD | NFGSM | BatchMean | KLAttack, share: float
+) -> PGD | NFGSM | BatchMean | KLAttack:
     epsilon = share * attack.epsilon
     if isinstance(attack, BatchMean):  # which has no step size
         return replace(attack, epsilon=epsilon)

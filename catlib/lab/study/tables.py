@@ -161,12 +161,20 @@ def training_lines(trials: list[Trial]) -> dict[str, str]:
             f"{of('restarts')} restarts, rule {of('rule')}"
         ),
         "update": (
-            f"{of('optimizer')}, learning rate {of('learning_rate')}, schedule {of('schedule')}, "
+            f"{_loss_of(trials)}{of('optimizer')}, "
+            f"learning rate {of('learning_rate')}, schedule {of('schedule')}, "
             f"weight decay {of('weight_decay')}, batch {of('sampling_number')}, "
             f"augmentation {of('augment')}, "
             f"epsilon grows over {of('epsilon_warm_up')} iterations"
         ),
     }
+
+
+def _loss_of(trials: list[Trial]) -> str:
+    """The losses, with beta where one uses it; empty if all are the usual one."""
+    if all(trial.loss == "cross-entropy" for trial in trials):
+        return ""
+    return f"loss {values_of(trials, 'loss')} (beta {values_of(trials, 'beta')}), "
 
 
 def evaluation_lines(trials: list[Trial]) -> dict[str, str]:
