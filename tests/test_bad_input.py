@@ -696,6 +696,42 @@ TABLE = {
         "4 x 4",
     ),
     "an unknown model": (lambda: build_model("vgg", DIGITS), ValueError, "'vgg'", "cnn, resnet18"),
+    "a width of 0": (
+        lambda: build_model("resnet18", DIGITS, width=0),
+        ValueError,
+        "0",
+        "integer of at least 1",
+    ),
+    "half a width": (
+        lambda: build_model("resnet18", DIGITS, width=16.5),
+        ValueError,
+        "16.5",
+        "integer of at least 1",
+    ),
+    "a width of a cnn": (
+        lambda: build_model("cnn", DIGITS, width=16),
+        ValueError,
+        "'cnn'",
+        "only resnet18",
+    ),
+    "a width of a model of one's own": (
+        lambda: build_model("my_models:small", DIGITS, width=16),
+        ValueError,
+        "16",
+        "only resnet18",
+    ),
+    "a trial with the width of a cnn": (
+        lambda: Trial(model="cnn", width=16),
+        ValueError,
+        "'cnn'",
+        "only resnet18",
+    ),
+    "a trial with a width of 0": (
+        lambda: Trial(model="resnet18", width=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
     # training
     "a sampler that cannot learn": (
         training(sampler=[[1, 2]]),

@@ -53,6 +53,7 @@ from catlib import (
 
 from ..attacks import check_count
 from ..files import remove_leftovers, write_whole
+from ..models import check_width
 from ..training import adversarial_cross_entropy, choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
 from .losses import MART, TRADES, KLAttack
@@ -113,6 +114,7 @@ class Trial:
 
     dataset: str = "digits"
     model: str = "cnn"
+    width: int | None = None  # of a resnet18; None is 64, the published network
     method: str = "CAT"
     seed: int = 0
     iterations: int | None = 200  # None goes on for ever
@@ -182,6 +184,7 @@ class Trial:
                 raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
         if self.crafting == "free" and self.steps == 0:
             raise ValueError("steps is 0; with crafting 'free' it must be at least 1, the replays.")
+        check_width(self.model, self.width)
         if self.crafting == "kl" and (self.norm != "linf" or self.restarts != 1):
             raise ValueError(
                 f"norm is {self.norm!r} and restarts is {self.restarts}; the attack of TRADES, "
@@ -211,6 +214,8 @@ class Trial:
                 chosen[field.name] = value
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
         names = f"{_as_file_name(self.dataset)}-{_as_file_name(self.model)}"
+        if self.width is not None:
+            names += f"-w{self.width}"
         beginning = f"{names}-{self.method}-k{self.sampling_number}"
         return f"{beginning}-s{self.seed}-{digest}"
 
@@ -261,7 +266,7 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """The Training that a trial describes, before its first iteration."""
     device = choose_device(trial.device)
     data = _first_images(load_data(trial.dataset).to(device), trial.train_size)
-    model = build_model(trial.model, data, seed=trial.seed).to(device)
+    model = build_model(trial.model, data, seed=trial.seed, width=trial.width).to(device)
     optimizer = _build_optimizer(trial, model)
     kind = FreeTraining if trial.crafting == "free" else Training
     return kind(

@@ -154,7 +154,7 @@ def training_lines(trials: list[Trial]) -> dict[str, str]:
     step_size = of("step_size").replace("None", "2.5 epsilon / steps")
     return {
         "dataset": dataset,
-        "model": of("model"),
+        "model": _model_of(trials),
         "threat model": f"{of('norm')}, epsilon {of('epsilon')}, images in [0, 1]",
         "training attack": (
             f"{of('crafting')}, {of('steps')} steps of {step_size}, "
@@ -168,6 +168,15 @@ def training_lines(trials: list[Trial]) -> dict[str, str]:
             f"epsilon grows over {of('epsilon_warm_up')} iterations"
         ),
     }
+
+
+def _model_of(trials: list[Trial]) -> str:
+    """The models, with the width of a ResNet that is not the published one."""
+    names = []
+    for trial in trials:
+        slim = "" if trial.width is None else f", width {trial.width} instead of 64"
+        names.append(f"{trial.model}{slim}")
+    return in_one_line(names)
 
 
 def _loss_of(trials: list[Trial]) -> str:
