@@ -19,6 +19,7 @@ from catlib import (
     information_gain,
     load_data,
     pgd,
+    recalibrated,
     robust_accuracy,
     smooth,
 )
@@ -860,6 +861,43 @@ TABLE = {
     "negative iterations": (training(iterations=-3), ValueError, "-3", "at least 0"),
     "iterations as a float": (training(iterations=1e3), ValueError, "1000.0", "an integer"),
     "a negative evaluate_every": (training(evaluate_every=-5), ValueError, "-5", "at least 0"),
+    "recalibrated by nothing": (
+        lambda: recalibrated(MODEL, images()[:0]),
+        ValueError,
+        "no images",
+        "judge",
+    ),
+    "recalibrated by a pixel above 1": (
+        lambda: recalibrated(MODEL, images(1.5)),
+        ValueError,
+        "1.5",
+        "[0, 1]",
+    ),
+    "recalibrated in batches of 0": (
+        lambda: recalibrated(MODEL, images(), batch_size=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
+    "recalibrated by -1 images": (training(recalibrate=-1), ValueError, "-1", "at least 0"),
+    "an unknown subset": (
+        training(evaluation_subset="last"),
+        ValueError,
+        "'last'",
+        "first, spread",
+    ),
+    "a trial with an unknown subset": (
+        lambda: Trial(evaluation_subset="random"),
+        ValueError,
+        "'random'",
+        "first, spread",
+    ),
+    "a trial that recalibrates by -5 images": (
+        lambda: Trial(recalibrate=-5),
+        ValueError,
+        "-5",
+        "at least 0",
+    ),
     "an evaluation of nothing": (training(evaluation_size=0), ValueError, "0", "at least 1"),
     "a state of other data": (
         lambda: training()().load_state_dict(

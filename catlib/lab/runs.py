@@ -52,6 +52,7 @@ from catlib import (
 )
 
 from ..attacks import check_count
+from ..data import SUBSETS
 from ..files import remove_leftovers, write_whole
 from ..models import check_width
 from ..training import adversarial_cross_entropy, choose_device
@@ -78,6 +79,7 @@ LEAST = {  # the smallest value of the settings that are counts
     "evaluate_every": 0,
     "evaluation_size": 1,
     "evaluation_steps": 0,
+    "recalibrate": 0,
     "final_restarts": 0,
     "final_size": 1,
 }
@@ -147,15 +149,17 @@ class Trial:
     weight_decay: float = 0.0
     schedule: str = "constant"  # or "cyclic": up to the learning rate and down to 0
     augment: bool = False
-    # the evaluation, on the first evaluation_size test images
+    # the evaluation, on evaluation_size test images: the "first" so many, or "spread" over them
     evaluate_every: int = 10
     evaluation_size: int = 500
+    evaluation_subset: str = "first"
+    recalibrate: int = 0  # training images for the statistics of batch norm; 0 keeps its own
     evaluation_steps: int = 20
     evaluation_epsilon: float | None = None  # None is that of training
     evaluation_rule: str = "sign"  # a rule of PGD, or "batch mean"
     # at the end, PGD-20 with so many restarts on the whole test set; 0 is none
     final_restarts: int = 0
-    final_size: int | None = None  # the first so many test images instead
+    final_size: int | None = None  # so many test images instead, chosen in the same way
     # the machine
     device: str = "auto"
     precision: str = "auto"
@@ -177,6 +181,7 @@ class Trial:
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("crafting", CRAFTING)
         self._check_choice("loss", LOSSES)
+        self._check_choice("evaluation_subset", SUBSETS)
         self._check_choice("evaluation_rule", JUDGES)
         for name in ("learning_rate", "weight_decay", "beta"):
             value = getattr(self, name)
@@ -279,6 +284,8 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         iterations=trial.iterations,
         evaluate_every=trial.evaluate_every,
         evaluation_size=trial.evaluation_size,
+        evaluation_subset=trial.evaluation_subset,
+        recalibrate=trial.recalibrate,
         evaluation_attack=trial.judge(),
         augment=crop_and_flip if trial.augment else None,
         loss=_build_loss(trial),
@@ -661,10 +668,11 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         history.save(folder, trial, training)
     final = {}
     if trial.final_restarts:
-        images, labels = training.data.test(slice(trial.final_size))
+        model = training.judged_model()
+        images, labels = training.test_images(trial.final_size)
         judge = trial.judge(trial.final_restarts)
-        final["accuracy"] = accuracy(training.model, images, labels)
-        final["robust_accuracy"] = robust_accuracy(training.model, images, labels, judge)
+        final["accuracy"] = accuracy(model, images, labels)
+        final["robust_accuracy"] = robust_accuracy(model, images, labels, judge)
     info = {
         "status": "done",
         **history.origin(trial, training),

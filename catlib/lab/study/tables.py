@@ -194,19 +194,41 @@ def evaluation_lines(trials: list[Trial]) -> dict[str, str]:
 
     lines = {
         "evaluation": (
-            f"first {of('evaluation_size')} test images, PGD-{of('evaluation_steps')}, "
+            f"{_subset_of(trials, 'evaluation_size')} test images, PGD-{of('evaluation_steps')}, "
             f"one random start, rule {of('evaluation_rule')}; "
             f"tick: every {of('evaluate_every')} iterations; "
             f"batch_accuracy is on the training batch, before its update"
+            f"{_recalibration_of(trials)}"
         )
     }
     if any(trial.final_restarts for trial in trials):
-        images = of("final_size").replace("None", "all")
+        images = _subset_of(trials, "final_size")
         lines["final"] = (
             f"PGD-{of('evaluation_steps')} with {of('final_restarts')} restarts "
             f"on {images} test images"
         )
     return lines
+
+
+def _subset_of(trials: list[Trial], name: str) -> str:
+    """Which test images, as "first 200", "200 spread over all" or "all"."""
+    words = []
+    for trial in trials:
+        count = getattr(trial, name)
+        if count is None:
+            words.append("all")
+        elif trial.evaluation_subset == "first":
+            words.append(f"first {count}")
+        else:
+            words.append(f"{count} spread over all")
+    return in_one_line(words)
+
+
+def _recalibration_of(trials: list[Trial]) -> str:
+    if not any(trial.recalibrate for trial in trials):
+        return ""
+    images = values_of(trials, "recalibrate")
+    return f"; batch norm's statistics are of {images} clean training images"
 
 
 def values_of(trials: list[Trial], name: str) -> str:
