@@ -52,18 +52,21 @@ from catlib import (
 )
 
 from ..attacks import check_count
-from ..data import data_root, find_data
+from ..data import SUBSETS, data_root, find_data
 from ..files import remove_leftovers, write_whole
 from ..interrupts import deferred_interrupts
-from ..training import choose_device
+from ..models import check_width
+from ..training import adversarial_cross_entropy, choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
+from .losses import MART, TRADES, KLAttack
 from .paths import ROOT
 from .sources import code_of, differing
 
 METHODS = ("AT", "CAT")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cyclic")
-CRAFTING = ("pgd", "n-fgsm", "free", "batch mean")
+CRAFTING = ("pgd", "n-fgsm", "free", "batch mean", "kl")
+LOSSES = ("cross-entropy", "trades", "mart")
 JUDGES = ("sign", "gradient", "batch mean")
 LEAST = {  # the smallest value of the settings that are counts
     "seed": 0,
@@ -77,6 +80,7 @@ LEAST = {  # the smallest value of the settings that are counts
     "evaluate_every": 0,
     "evaluation_size": 1,
     "evaluation_steps": 0,
+    "recalibrate": 0,
     "final_restarts": 0,
     "final_size": 1,
 }
@@ -115,6 +119,7 @@ class Trial:
 
     dataset: str = "digits"
     model: str = "cnn"
+    width: int | None = None  # of a resnet18; None is 64, the published network
     method: str = "CAT"
     seed: int = 0
     iterations: int | None = 200  # None goes on for ever
@@ -136,23 +141,28 @@ class Trial:
     batch_norm: str = "eval"
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
     # or a cheap rival of catlib.lab.baselines: "n-fgsm", "free" (``steps`` are its replays),
-    # "batch mean"
+    # "batch mean"; or "kl", the attack of TRADES (catlib.lab.losses)
     crafting: str = "pgd"
-    # the update
+    # the update; "trades" and "mart" (catlib.lab.losses) use beta. TRADES as published is
+    # loss "trades" with crafting "kl"
+    loss: str = "cross-entropy"
+    beta: float = 6.0
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     weight_decay: float = 0.0
     schedule: str = "constant"  # or "cyclic": up to the learning rate and down to 0
     augment: bool = False
-    # the evaluation, on the first evaluation_size test images
+    # the evaluation, on evaluation_size test images: the "first" so many, or "spread" over them
     evaluate_every: int = 10
     evaluation_size: int = 500
+    evaluation_subset: str = "first"
+    recalibrate: int = 0  # training images for the statistics of batch norm; 0 keeps its own
     evaluation_steps: int = 20
     evaluation_epsilon: float | None = None  # None is that of training
     evaluation_rule: str = "sign"  # a rule of PGD, or "batch mean"
     # at the end, PGD-20 with so many restarts on the whole test set; 0 is none
     final_restarts: int = 0
-    final_size: int | None = None  # the first so many test images instead
+    final_size: int | None = None  # so many test images instead, chosen in the same way
     # the machine
     device: str = "auto"
     precision: str = "auto"
@@ -173,13 +183,21 @@ class Trial:
         self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("crafting", CRAFTING)
+        self._check_choice("loss", LOSSES)
+        self._check_choice("evaluation_subset", SUBSETS)
         self._check_choice("evaluation_rule", JUDGES)
-        for name in ("learning_rate", "weight_decay"):
+        for name in ("learning_rate", "weight_decay", "beta"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
         if self.crafting == "free" and self.steps == 0:
             raise ValueError("steps is 0; with crafting 'free' it must be at least 1, the replays.")
+        check_width(self.model, self.width)
+        if self.crafting == "kl" and (self.norm != "linf" or self.restarts != 1):
+            raise ValueError(
+                f"norm is {self.norm!r} and restarts is {self.restarts}; the attack of TRADES, "
+                "crafting 'kl', has the norm 'linf' and 1 restart."
+            )
         if self.schedule == "cyclic" and self.iterations is None:
             raise ValueError("iterations is None; a cyclic schedule must know where it ends.")
         self.attack()  # these check the settings of PGD
@@ -204,6 +222,8 @@ class Trial:
                 chosen[field.name] = value
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
         names = f"{_as_file_name(self.dataset)}-{_as_file_name(self.model)}"
+        if self.width is not None:
+            names += f"-w{self.width}"
         beginning = f"{names}-{self.method}-k{self.sampling_number}"
         return f"{beginning}-s{self.seed}-{digest}"
 
@@ -254,7 +274,7 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """The Training that a trial describes, before its first iteration."""
     device = choose_device(trial.device)
     data = _first_images(_data_on(device, trial.dataset), trial.train_size)
-    model = build_model(trial.model, data, seed=trial.seed).to(device)
+    model = build_model(trial.model, data, seed=trial.seed, width=trial.width).to(device)
     optimizer = _build_optimizer(trial, model)
     kind = FreeTraining if trial.crafting == "free" else Training
     return kind(
@@ -267,8 +287,11 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         iterations=trial.iterations,
         evaluate_every=trial.evaluate_every,
         evaluation_size=trial.evaluation_size,
+        evaluation_subset=trial.evaluation_subset,
+        recalibrate=trial.recalibrate,
         evaluation_attack=trial.judge(),
         augment=crop_and_flip if trial.augment else None,
+        loss=_build_loss(trial),
         seed=trial.seed,
         device=device,
         precision=trial.precision,
@@ -296,12 +319,14 @@ def _data_on(device: torch.device, dataset: str) -> Data:
     return _last_data[key]
 
 
-def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean:
-    """The attack that a trial trains with: its PGD, or the rival that ``crafting`` names."""
+def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean | KLAttack:
+    """The attack that a trial trains with: its PGD, or what ``crafting`` names."""
     if trial.crafting == "n-fgsm":
         return NFGSM(trial.epsilon, trial.step_size or trial.epsilon)
     if trial.crafting == "batch mean":
         return BatchMean(trial.epsilon, trial.steps)
+    if trial.crafting == "kl":
+        return KLAttack(trial.epsilon, trial.attack().step_size, trial.steps)
     return replace(trial.attack(), compile=trial.compile)
 
 
@@ -321,6 +346,14 @@ def _build_sampler(trial: Trial, labels: Tensor) -> UniformSampler | CaseSampler
         log_weight=WEIGHTINGS[trial.weighting],
         seed=trial.seed,
     )
+
+
+def _build_loss(trial: Trial) -> Callable[..., tuple[Tensor, Tensor]]:
+    if trial.loss == "trades":
+        return TRADES(trial.beta)
+    if trial.loss == "mart":
+        return MART(trial.beta)
+    return adversarial_cross_entropy
 
 
 def _build_optimizer(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
@@ -372,7 +405,9 @@ def records_of(trial: Trial, training: Training) -> Iterator[Record]:
         yield record
 
 
-def _at_share_of_epsilon(attack: PGD | NFGSM | BatchMean, share: float) -> PGD | NFGSM | BatchMean:
+def _at_share_of_epsilon(
+    attack: PGD | NFGSM | BatchMean | KLAttack, share: float
+) -> PGD | NFGSM | BatchMean | KLAttack:
     epsilon = share * attack.epsilon
     if isinstance(attack, BatchMean):  # which has no step size
         return replace(attack, epsilon=epsilon)
@@ -714,10 +749,11 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         history.save_checkpoint(folder, trial, training)
     final = {}
     if trial.final_restarts:
-        images, labels = training.data.test(slice(trial.final_size))
+        model = training.judged_model()
+        images, labels = training.test_images(trial.final_size)
         judge = trial.judge(trial.final_restarts)
-        final["accuracy"] = accuracy(training.model, images, labels)
-        final["robust_accuracy"] = robust_accuracy(training.model, images, labels, judge)
+        final["accuracy"] = accuracy(model, images, labels)
+        final["robust_accuracy"] = robust_accuracy(model, images, labels, judge)
     info = {
         "status": "done",
         **history.origin(trial, training),
