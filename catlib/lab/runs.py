@@ -53,6 +53,7 @@ from catlib import (
 
 from ..attacks import check_count
 from ..files import remove_leftovers, write_whole
+from ..kernels.step import begin_compiled_run
 from ..training import choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
 from .paths import ROOT
@@ -399,6 +400,8 @@ def run(
     folder = Path(root) / trial.id
     if _is_usable(folder, trial, if_code_changed):
         return folder
+    if trial.compile:
+        begin_compiled_run()
     training = build_training(trial, progress=progress)
     with _only_one_process(folder, wait):
         # another process may have finished it in the meantime
