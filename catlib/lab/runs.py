@@ -55,6 +55,7 @@ from ..attacks import check_count
 from ..data import SUBSETS, data_root, find_data
 from ..files import remove_leftovers, write_whole
 from ..interrupts import deferred_interrupts
+from ..kernels.step import begin_compiled_run
 from ..models import check_width
 from ..training import adversarial_cross_entropy, choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
@@ -461,6 +462,8 @@ def run(
     folder = Path(root) / trial.id
     if _is_usable(folder, trial, if_code_changed):
         return folder
+    if trial.compile:
+        begin_compiled_run()
     training = build_training(trial, progress=progress)
     with _only_one_process(folder, wait):
         # another process may have finished it in the meantime
