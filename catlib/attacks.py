@@ -22,6 +22,8 @@ BATCH_NORM_MODES = ("eval", "train")
 # pixel, yet its square does not overflow a float32.
 LARGE = 1e13
 
+WHOLE = slice(None)  # the share of a batch that is all of it
+
 
 def pgd(
     model: nn.Module,
@@ -142,13 +144,18 @@ class PGD:
         *,
         generator: torch.Generator | None = None,
         check: bool = True,
+        share: slice = WHOLE,
     ) -> Tensor:
         """Adversarial images; see :func:`pgd`.
 
-        ``check=False`` trusts the images and labels, and so does not wait for a GPU.
+        ``check=False`` trusts the images and labels, and so does not wait for a GPU. With ``share``
+        only ``images[share]`` are attacked, from the random starts that they have in the whole
+        batch.
         """
         if self.early_stop:
-            adversarial, _ = self.attack_until_broken(model, images, labels, generator=generator)
+            adversarial, _ = self.attack_until_broken(
+                model, images, labels, generator=generator, share=share
+            )
             return adversarial
         largest_label = check_batch(images, labels) if check else -1
         network = Network(model, largest_label)
@@ -156,12 +163,14 @@ class PGD:
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
             if self.compile and check:
                 network(images[:2])  # for its checks, which the compiled step does not make
-            worst = images.clone()
-            worst_loss = images.new_full((len(images),), -torch.inf)
+            worst = images[share].clone()
+            worst_loss = worst.new_full((len(worst),), -torch.inf)
             for count in self._restarts_in_each_pass(len(images)):
                 x = images.repeat(count, 1, 1, 1)
-                y = labels.long().repeat(count)
-                adversarial = self._maximise(network, x, y, generator, interrupts)
+                start = _share_of_each(self._start(x, generator), count, share)
+                x = _share_of_each(x, count, share)
+                y = labels[share].long().repeat(count)
+                adversarial = self._maximise(network, start, x, y, interrupts)
                 if self.restarts == 1:
                     return adversarial  # there is no other start to compare it with
                 logits = network(adversarial)
@@ -180,13 +189,12 @@ class PGD:
     def _maximise(
         self,
         network: "Network",
+        x: Tensor,
         images: Tensor,
         labels: Tensor,
-        generator: torch.Generator | None,
         interrupts: Interrupts,
     ) -> Tensor:
-        """Eq. 2 from one start: ``steps`` times up the slope of the loss and back into the ball."""
-        x = self._start(images, generator)
+        """Eq. 2 from x: ``steps`` times up the slope of the loss and back into the ball."""
         ball = ball_around(images, self.epsilon, self.norm)
         eta: float | Tensor | None = self._eta
         steps = interrupts.polled(range(self.steps))
@@ -217,13 +225,15 @@ class PGD:
         *,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        share: slice = WHOLE,
     ) -> tuple[Tensor, Tensor]:
         """Attack each image until any iterate of any restart is misclassified.
 
         Before every step, the images that still survive are packed into full batches, so that no
         forward pass is spent on the others. At every restart, a start is drawn for every image,
         whether it survives or not. With ``batch_norm="eval"``, the result for one image therefore
-        does not depend on which others survive.
+        does not depend on which others survive. With ``share`` only ``images[share]`` are attacked,
+        from the starts that they have among all.
 
         Returns: adversarial images (B, C, H, W), and (B,) bool: True where the attack succeeded. A
             logit or a gradient that is not finite counts as success.
@@ -234,13 +244,13 @@ class PGD:
         network = Network(model, check_batch(images, labels))
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
-            state = _AttackState(images, labels)
+            state = _AttackState(images[share], labels[share])
             survivors = state.survivors()
             # every image is its own first iterate
-            for ids, x in interrupts.polled(_batches(survivors, images, batch_size)):
+            for ids, x in interrupts.polled(_batches(survivors, state.images, batch_size)):
                 state.judge(ids, x, network(x))
             for _ in range(self.restarts):
-                start = self._start(images, generator)
+                start = self._start(images, generator)[share]
                 survivors = state.survivors()
                 iterates = start[survivors]
                 with fast_first_layers(model, images.device):
@@ -297,6 +307,11 @@ class PGD:
             # a step of 1 takes any pixel to the edge of [0, 1] or beyond; a larger one does no more
             return min(self.step_size, 1.0)
         return min(self.step_size, LARGE)
+
+
+def _share_of_each(repeated: Tensor, count: int, share: slice) -> Tensor:
+    """Of images that repeat a batch ``count`` times, those of a share of the batch, each time."""
+    return repeated.unflatten(0, (count, -1))[:, share].flatten(0, 1)
 
 
 # The parts of Eq. 2

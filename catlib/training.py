@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from .attacks import PGD, check_adversarial, check_count, check_logits
@@ -18,6 +19,7 @@ from .gain import information_gain
 from .guards import BufferCopy, check_loss, check_optimizer, check_sampler, check_weights
 from .interrupts import deferred_interrupts
 from .kernels.step import compiled
+from .ranks import find_ranks, own_gpu
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_JUDGE = "evaluation_attack is None; it is required when attack is not a PGD."
@@ -89,6 +91,9 @@ class Training(Iterator[Record]):
     An evaluation is not part of its iteration. If it is interrupted or raises an error, the next
     call evaluates the model before it trains on. No record is lost.
 
+    Where ``torch.distributed`` is initialised, as under ``torchrun``, its processes train one model
+    together: see ``ranks`` and docs/ranks.md.
+
     Args:
         model: images in [0, 1] to logits; trained in place, moved to the device.
         data: what to train on.
@@ -118,9 +123,16 @@ class Training(Iterator[Record]):
             evaluation is always in float32.
         compile: let torch.compile speed up attack and update; the first iteration takes a minute.
         progress: show a tqdm bar.
+        ranks: "auto" trains together with all processes of torch.distributed if it is initialised,
+            each with its share of every batch; "alone" trains in this process alone. Records,
+            states and ``batch`` are those of the whole batch, and the same on all ranks, but for
+            the seconds; rank 0 alone shows progress. A model in DistributedDataParallel is taken
+            out of it for everything but the update.
 
     Raises:
         ValueError, TypeError: a bad argument.
+        RuntimeError: in an iteration: another rank failed, with its message. The model is as before
+            the iteration.
         FloatingPointError: on a CPU, in an iteration: a loss, gradient or information gain that is
             not finite. (A GPU would have to wait for such a check.)
     """
@@ -147,6 +159,7 @@ class Training(Iterator[Record]):
         precision: str = "auto",
         compile: bool = False,
         progress: bool = False,
+        ranks: str = "auto",
     ):
         if precision not in PRECISIONS:
             raise ValueError(
@@ -170,6 +183,16 @@ class Training(Iterator[Record]):
             evaluation_attack = replace(attack, steps=20, step_size=None)
         if evaluation_attack is None and evaluate_every:
             raise ValueError(NO_JUDGE)
+        wrapper = None
+        if isinstance(model, DistributedDataParallel):
+            wrapper = model
+            model = wrapper.module
+            if compile:
+                raise ValueError(
+                    "compile is True, and the model is in DistributedDataParallel already; give "
+                    "the model itself: Training wraps it."
+                )
+        self.ranks = find_ranks(ranks)
         self.device = choose_device(device)
         self.model = model.to(self.device)
         self.data = data.to(self.device)
@@ -202,6 +225,14 @@ class Training(Iterator[Record]):
                 self.attack = replace(attack, compile=has_fixed_shapes)
         if compile or on_gpu:
             self.model.to(memory_format=torch.channels_last)
+        with self.ranks.agreed() as facts:
+            facts["seed"] = seed
+            facts["iterations"] = iterations
+            facts["evaluate_every"] = evaluate_every
+            facts["evaluation_size"] = evaluation_size
+            facts["training labels"] = data.y_train
+        # the network of the update; an attack needs no gradient of the parameters, nor other ranks
+        self._trained = self.ranks.wrap(self._network, wrapper)
 
         self._batches = iter(sampler)
         self._drawn: Tensor | None = None  # indices drawn, and not yet trained on
@@ -209,7 +240,7 @@ class Training(Iterator[Record]):
         self._pending: Record | None = None  # of an iteration done, and not yet handed out
         self._buffers = BufferCopy(self.model)
         self._generator = torch.Generator(self.device)
-        self._bar = _ProgressBar(iterations) if progress else None
+        self._bar = _ProgressBar(iterations) if progress and self.ranks.is_first else None
 
         self.seed = int(seed)
         self.iteration = 0
@@ -232,7 +263,9 @@ class Training(Iterator[Record]):
         record = self._pending
         assert record is not None, "an iteration leaves its record pending"
         if self._is_evaluated(record.iteration):
-            clean_share, robust_share = self.evaluate()
+            # by every rank on all images: the numbers are those of one process
+            with self.ranks.agreed():
+                clean_share, robust_share = self.evaluate()
             record = replace(record, accuracy=clean_share, robust_accuracy=robust_share)
         if self._bar is not None:
             self._bar.show(record)
@@ -254,15 +287,20 @@ class Training(Iterator[Record]):
         counter = self._network.register_forward_pre_hook(self._count)
         try:
             # line 3: sample a batch
-            indices, images, labels = self._draw()
+            with self.ranks.agreed() as facts:
+                indices, images, labels = self._draw()
+                facts["iteration"] = self.iteration
+                facts["draw"] = indices
             with torch.random.fork_rng(devices=self._cuda), self._autocast:
-                stream = self._random_stream()
-                torch.manual_seed(stream)
-                self._generator.manual_seed(stream)
-                if self.augment:
-                    images = self.augment(images, self._generator)
-                # line 4: craft adversarial examples
-                adversarial = self._craft(images, labels)
+                # global random numbers are for this rank's share, the generator's for the batch
+                torch.manual_seed(self._random_stream(self.ranks.rank))
+                self._generator.manual_seed(self._random_stream())
+                with self.ranks.agreed():
+                    if self.augment:
+                        images = self.augment(images, self._generator)
+                    # line 4: craft adversarial examples, those of this rank's share
+                    adversarial = self._craft(images, labels)
+                whole_batch = self.ranks.gather(adversarial, len(labels))
                 # line 5 (and Eq. 3, from the same logits)
                 loss, logits, gain = self._update(images, adversarial, labels, on_host)
         except BaseException as error:
@@ -275,7 +313,7 @@ class Training(Iterator[Record]):
 
         # the update is made: from here on the iteration counts, whatever happens
         self._drawn = None
-        self.batch = Batch(indices, labels, adversarial, logits, gain)
+        self.batch = Batch(indices, labels, whole_batch, logits, gain)
         self.iteration += 1
         self.examples += len(labels)
         self.passes += self._spent
@@ -327,17 +365,19 @@ class Training(Iterator[Record]):
             )
         return torch.as_tensor(indices)
 
-    def _random_stream(self) -> int:
-        """The seed of this iteration's random numbers.
+    def _random_stream(self, rank: int = 0) -> int:
+        """The seed of this iteration's random numbers, or of those that a rank alone uses.
 
         It is derived from ``seed`` and the iteration, so that a checkpoint needs no random state.
         The two are mixed into one number of 32 bits, because a CPU uses only 32 bits of a seed.
         """
-        sequence = np.random.SeedSequence((self.seed, self.iteration))
+        origin = (self.seed, self.iteration, rank) if rank else (self.seed, self.iteration)
+        sequence = np.random.SeedSequence(origin)
         return int(sequence.generate_state(1)[0])
 
     def _craft(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Adversarial versions (B, C, H, W) of the images."""
+        """Adversarial versions (b, C, H, W) of this rank's share of the images (B, C, H, W)."""
+        share = self.ranks.share(len(labels))
         attack = self.attack
         if isinstance(attack, PGD):
             network = self._network
@@ -347,32 +387,51 @@ class Training(Iterator[Record]):
                 # with several restarts, one more pass each finds the loss that compares them
                 scoring_passes = 1 if attack.restarts > 1 else 0
                 passes_a_restart = attack.steps + scoring_passes
-                self._spent += passes_a_restart * attack.restarts * len(images)
+                self._spent += passes_a_restart * attack.restarts * len(images[share])
             # images and labels come from the data set, which was checked when it was loaded
-            return attack(network, images, labels, generator=self._generator, check=False)
-        adversarial = attack(self._network, images, labels)
+            return attack(
+                network, images, labels, generator=self._generator, check=False, share=share
+            )
+        images = images[share]
+        adversarial = attack(self._network, images, labels[share])
         # pixels that are not finite show in the loss
         return check_adversarial(adversarial, images, finite=False)
 
     def _update(
         self, images: Tensor, adversarial: Tensor, labels: Tensor, on_host: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Train on the batch; its loss, logits and information gain, all from before the update."""
-        self.model.train()
-        self.optimizer.zero_grad()
-        result = self.loss(self._network, images, adversarial, labels)
-        loss, logits = check_loss(result, len(labels))
-        # a copy, because a CUDA graph writes over its output
-        kept = logits.detach().to(torch.float32, copy=True)
+        """Train on the batch; its loss, logits and information gain, all from before the update.
+
+        Args:
+            images: (B, C, H, W), of the batch, augmented.
+            adversarial: (b, C, H, W), of this rank's share of the batch.
+            labels: (B,), of the batch.
+        """
+        n = len(labels)
+        share = self.ranks.share(n)
+        with self.ranks.agreed():
+            self.model.train()
+            self.optimizer.zero_grad()
+            result = self.loss(self._trained, images[share], adversarial, labels[share])
+            loss, logits = check_loss(result, len(adversarial))
+            loss = self.ranks.weighed(loss, n)
+            # a copy, because a CUDA graph writes over its output
+            own_logits = logits.detach().to(torch.float32, copy=True)
+        self._spent = self.ranks.total(self._spent)
+        kept = self.ranks.gather(own_logits, n)
         gain = information_gain(kept, labels)
+        batch_loss = self.ranks.mean(loss.detach())
         if on_host:
-            self._refuse("loss", loss)
+            self._refuse("loss", batch_loss)
             self._refuse("information gain", gain)
-        loss.backward()
+        with self.ranks.in_step():
+            loss.backward()
+            self.ranks.share_buffers(self.model)
         if on_host:
             self._refuse("norm of the gradient", self._gradient_norms())
-        self.optimizer.step()
-        return loss.detach(), kept, gain
+        with self.ranks.in_step():
+            self.optimizer.step()
+        return batch_loss, kept, gain
 
     def _gradient_norms(self) -> Tensor:
         """The norm of each parameter's gradient."""
@@ -532,9 +591,12 @@ class Training(Iterator[Record]):
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The device of this name; "auto" is a CUDA device if there is one, else the CPU."""
+    """The device of this name; "auto" is this process's CUDA device if there is one, else the CPU.
+
+    Under torchrun each process of a machine has a GPU of its own.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     return torch.device(device)
 
 

@@ -84,6 +84,10 @@ class FreeTraining(Training):
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        if self.ranks.count > 1:
+            raise ValueError(
+                f"free adversarial training runs in one process; here are {self.ranks.count} ranks."
+            )
         self._augment_once = augment
         self._replayed: tuple[Tensor, Tensor, Tensor] | None = None
         self._noise: Tensor | None = None

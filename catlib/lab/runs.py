@@ -57,6 +57,7 @@ from ..files import remove_leftovers, write_whole
 from ..interrupts import deferred_interrupts
 from ..kernels.step import begin_compiled_run
 from ..models import check_width
+from ..ranks import find_ranks
 from ..training import adversarial_cross_entropy, choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
 from .losses import MART, TRADES, KLAttack
@@ -451,13 +452,20 @@ def run(
 
     Raises:
         ValueError, TypeError: a setting that cannot be used; a run of other code, see above; a
-            file of the run that cannot be read, which the message names, with what to do.
+            file of the run that cannot be read, which the message names, with what to do; several
+            ranks, as under ``torchrun``, which can train what :func:`build_training` returns.
         TimeoutError: another process still works on this run.
     """
     if if_code_changed not in IF_CODE_CHANGED:
         raise ValueError(
             f"if_code_changed is {if_code_changed!r}; "
             f"it must be one of {', '.join(IF_CODE_CHANGED)}."
+        )
+    ranks = find_ranks("auto").count
+    if ranks > 1:
+        raise ValueError(
+            f"run is for one process, and here are {ranks} ranks; take build_training(trial), "
+            "and save its state as docs/ranks.md shows."
         )
     folder = Path(root) / trial.id
     if _is_usable(folder, trial, if_code_changed):
