@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -15,6 +16,7 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from catlib.lab.__main__ import main
 from catlib.lab.batch import engine, execute, units
@@ -47,6 +49,7 @@ class Act:
     name: str
     what: str
     folder: Path
+    cost: float | None = None
 
     @property
     def error_file(self) -> Path:
@@ -145,6 +148,7 @@ REFUSED = [
     (["untagged.ipynb"], "no cell with the tag 'parameters'"),
     (["computed.ipynb"], "not a literal: beta = 2 * alpha"),
     (["broken.ipynb"], "broken.ipynb is not a notebook that can be read"),
+    (["trial", "--out", "broken.ipynb/out"], "broken.ipynb/out (Not a directory); choose another"),
     (["typed.ipynb", "-p", "alpha='x'"], "alpha is 'x', of type str; it must be float"),
     ([], "say what to run"),
 ]
@@ -159,22 +163,36 @@ def test_what_cannot_be_run_is_said_before_anything_is_made(
     notebook(tmp_path / "typed.ipynb", "1", "alpha: float = None")
     (tmp_path / "broken.ipynb").write_text("{")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        engine.Processes, "__init__", lambda *_, **__: pytest.fail("it was started")
-    )
-    assert main(["batch", *arguments, "--out", "out"]) == 2
+    monkeypatch.setattr(engine.Processes, "run", lambda *_: pytest.fail("it was started"))
+    assert main(["batch", "--out", "out", *arguments]) == 2
     said = capsys.readouterr().err
     assert says in said and "Traceback" not in said
+    assert said.count("\n") == 1, "one sentence"
     assert not (tmp_path / "out").exists() and not (tmp_path / "x").exists()
 
 
-def test_a_folder_that_cannot_be_written_and_a_full_disk_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"nothing can be written to .*file/out"):
-        units.check_folder(tmp_path / "file" / "out")
-    monkeypatch.setattr(units, "LEAST_FREE", 2**80)
-    with pytest.raises(ValueError, match="MB free; make room"):
-        units.check_folder(tmp_path / "out")
+COMMANDS = {
+    "run": ["run"],
+    "batch": ["batch", "trial", *QUICK_ARGUMENTS],
+    "study": ["study", "--piece", "audit", "--workers", "2"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("least", "says"),
+    [("LEAST_FREE", "MB free; make room"), ("LEAST_MEMORY", "runs at a time need at least")],
+)
+def test_a_machine_with_too_little_room_is_told_so_before_anything_starts(
+    tmp_path, monkeypatch, capsys, command, least, says
+):
+    monkeypatch.setattr(units, least, 2**60)
+    monkeypatch.setattr(engine.Processes, "run", lambda *_: pytest.fail("it was started"))
+    option = "--runs" if command == "study" else "--out"
+    assert main([*COMMANDS[command], option, str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("dataset", ["mnits", "../victim"])
@@ -219,6 +237,27 @@ def test_after_a_pause_no_other_job_is_begun(tmp_path):
     jobs = [Act("a", "", tmp_path), Act("b", "pause", tmp_path), Act("c", "", tmp_path)]
     assert outcomes(run_jobs(jobs, ThisProcess())) == {"a": "done", "b": "paused"}
     assert not (tmp_path / "c.begun").exists()
+
+
+def test_the_time_left_is_reckoned_from_what_the_runs_cost(tmp_path):
+    jobs = [Act("a", "", tmp_path, 1.0), Act("b", "", tmp_path, 3.0), Act("c", "", tmp_path)]
+    progress = engine.Progress(jobs, Processes(2))
+    progress.started(jobs[0])
+    assert "left" not in progress.state(), "nobody can know yet"
+    progress.finished(engine.Result(jobs[0], "done", seconds=40))
+    # an unknown cost is the mean of the others, so 3 + 2 of them are left, by two at a time
+    assert progress.seconds_left() == pytest.approx((3 + 2) * 40 / 2)
+    progress.started(jobs[1])
+    assert progress.state() == "0 failed, about 2 min left, 1 running: b"
+    progress.running["b"] -= 1000  # it has run for longer than was thought
+    assert progress.seconds_left() == pytest.approx(2 * 40 / 2)
+
+
+def test_the_longest_runs_of_a_batch_come_first(tmp_path):
+    values = units.values_for("trial", {"iterations": "5,20,10", "seed": "0,1"})
+    chosen = units.units_for("trial", values, tmp_path)
+    found = [(u.trial.iterations, u.trial.seed) for u in units.to_do(chosen, "refuse")]
+    assert found == [(20, 0), (20, 1), (10, 0), (10, 1), (5, 0), (5, 1)]
 
 
 @pytest.mark.slow
@@ -269,41 +308,87 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
+def is_at_work(process: subprocess.Popen) -> bool:
+    """Whether a worker of it has come so far that it has loaded PyTorch."""
+    return any(worker.memory_info().rss > 2**28 for worker in workers_of(process))
+
+
 def finished(out: Path) -> int:
     return sum('"done"' in path.read_text() for path in out.glob("*/run.json"))
 
 
+def wait_until_at_work(process: subprocess.Popen, out: Path, done: int) -> None:
+    wait_for(lambda: finished(out) >= done and is_at_work(process), process)
+
+
+def no_half_files(out: Path) -> bool:
+    """Whether no run has left a temporary file, and each file can be read to its end."""
+    for path in out.glob("*/checkpoint.pt"):
+        torch.load(path, weights_only=True)
+    return not [path for path in out.glob("*/*") if path.name.startswith(".")]
+
+
+def assert_same_runs(out: Path, undisturbed: Path) -> None:
+    """The runs of both folders have the same records and the same weights, bit for bit."""
+    folders = sorted(path.parent for path in undisturbed.glob("*/run.json"))
+    assert folders and {path.name for path in folders} == {p.parent.name for p in runs_in(out)}
+    for whole in folders:
+        disturbed = out / whole.name
+        pd.testing.assert_frame_equal(
+            pd.read_csv(disturbed / "records.csv").drop(columns="seconds"),
+            pd.read_csv(whole / "records.csv").drop(columns="seconds"),
+            check_exact=True,
+        )
+        weights, expected = (
+            torch.load(folder / "checkpoint.pt", weights_only=True)["training"]["model"]
+            for folder in (disturbed, whole)
+        )
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def runs_in(out: Path) -> list[Path]:
+    return list(out.glob("*/run.json"))
+
+
 @pytest.mark.slow
-def test_twelve_trials_are_done_and_counted_once_through_three_kills(tmp_path):
-    """Two workers are killed, then the first process; the same command goes on."""
+def test_a_sweep_is_done_and_counted_once_whoever_is_killed(tmp_path):
+    """Workers are killed at random moments, then the first process; the same command goes on.
+
+    CATLIB_SWEEP is the number of trials: 60 is the sweep of ten killed workers and two killed
+    first processes.
+    """
+    trials = int(os.environ.get("CATLIB_SWEEP", "12"))
+    kills = ["worker"] * (trials // 6) + ["driver"] * max(1, trials // 30)
+    rng = random.Random(trials)
+    rng.shuffle(kills)
+    grid = ["-p", "alpha=0,0.5", "-p", f"seed=0:{trials // 2}", *QUICK_ARGUMENTS]
     out = tmp_path / "out"
-    grid = ["-p", "alpha=0,0.5", "-p", "seed=0:6", *QUICK_ARGUMENTS]
     arguments = ["trial", *grid, "--out", str(out), "--workers", "2"]
     process = start(*arguments)
-    for number in (1, 3):
-        wait_for(lambda number=number: finished(out) >= number and workers_of(process), process)
-        workers_of(process)[0].kill()
-    wait_for(lambda: finished(out) >= 5, process)
-    left = workers_of(process)
-    process.kill()
-    process.communicate()
-    assert psutil.wait_procs(left, timeout=30)[1] == [], "workers end with the first process"
-    assert finished(out) < 12, "it was done before: the test says nothing"
-    process = start(*arguments)
-    printed = process.communicate(timeout=300)[0]
+    for number, victim in enumerate(kills):
+        wait_until_at_work(process, out, done=1 + number * (trials - 3) // len(kills))
+        time.sleep(rng.random() / 2)
+        assert finished(out) < trials, "it was done before: the test says nothing"
+        left = workers_of(process)
+        if victim == "worker":
+            rng.choice(left).kill()
+            continue
+        process.kill()
+        process.communicate()
+        assert psutil.wait_procs(left, timeout=30)[1] == [], "workers end with the first process"
+        process = start(*arguments)
+    printed = process.communicate(timeout=3600)[0]
     assert process.returncode == 0, printed
     table = pd.read_csv(out / "table.csv")
-    assert len(table) == table.run.nunique() == 12 and set(table.status) == {"done"}
-    assert not list(out.glob("*/.*")), "half-written files"
-    for alpha in (0.0, 0.5):
-        trial = Trial(alpha=alpha, seed=5, **QUICK)
-        whole = pd.read_csv(run(trial, tmp_path / "whole") / "records.csv")
-        disturbed = pd.read_csv(out / trial.id / "records.csv")
-        drop = ["seconds"]
-        pd.testing.assert_frame_equal(
-            disturbed.drop(columns=drop), whole.drop(columns=drop), check_exact=True
-        )
-    assert "0 to do, 12 done" in start(*arguments).communicate(timeout=100)[0]
+    assert len(table) == table.run.nunique() == trials and set(table.status) == {"done"}
+    assert no_half_files(out)
+    again = start(*arguments)
+    assert f"0 to do, {trials} done" in again.communicate(timeout=300)[0]
+    whole = tmp_path / "whole"
+    undisturbed = start("trial", *grid, "--out", str(whole), "--workers", "2")
+    printed = undisturbed.communicate(timeout=3600)[0]
+    assert undisturbed.returncode == 0, printed
+    assert_same_runs(out, whole)
 
 
 @pytest.mark.slow
