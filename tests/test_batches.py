@@ -1,10 +1,12 @@
 """Batches: what is refused before anything runs, what is done once, what a killed process costs."""
 
+import errno
 import json
 import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import psutil
 import pytest
 import torch
 
+from catlib import files
 from catlib.lab.__main__ import main
 from catlib.lab.batch import engine, execute, units
 from catlib.lab.batch.engine import Failure, Pause, Processes, ThisProcess, run_jobs
@@ -195,7 +198,11 @@ def test_a_machine_with_too_little_room_is_told_so_before_anything_starts(
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("dataset", ["mnits", "../victim"])
+def no_network(*_, **__):
+    raise RuntimeError("Error downloading:\nTried one address\nTried another\n")
+
+
+@pytest.mark.parametrize("dataset", ["mnits", "../victim", "mnist"])
 def test_the_course_is_not_begun_on_a_dataset_that_there_is_not(
     tmp_path, monkeypatch, capsys, dataset
 ):
@@ -204,6 +211,8 @@ def test_the_course_is_not_begun_on_a_dataset_that_there_is_not(
     victim.write_text("of somebody else")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("CATLIB_DATA", str(tmp_path / "here"))
+    monkeypatch.setattr("torchvision.datasets.MNIST", no_network)
     assert main(["run", "--dataset", dataset, "--out", str(tmp_path / "runs")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and Path(dataset).name in said and "Traceback" not in said
@@ -284,18 +293,35 @@ def test_a_killed_process_costs_one_more_attempt_and_a_late_one_is_stopped(tmp_p
 # ------------------------------------------------------------------ batches from end to end
 
 
+STARTED: list[subprocess.Popen] = []
+PATIENCE = 600  # seconds that anything may take on a machine that is busy
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    """End what a test that failed has left running; its workers end with it."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    STARTED.clear()
+
+
 def start(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "catlib.lab", "batch", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def wait_for(condition, process) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -375,18 +401,18 @@ def test_a_sweep_is_done_and_counted_once_whoever_is_killed(tmp_path):
             continue
         process.kill()
         process.communicate()
-        assert psutil.wait_procs(left, timeout=30)[1] == [], "workers end with the first process"
+        assert psutil.wait_procs(left, timeout=60)[1] == [], "workers end with the first process"
         process = start(*arguments)
-    printed = process.communicate(timeout=3600)[0]
+    printed = process.communicate(timeout=PATIENCE * 6)[0]
     assert process.returncode == 0, printed
     table = pd.read_csv(out / "table.csv")
     assert len(table) == table.run.nunique() == trials and set(table.status) == {"done"}
     assert no_half_files(out)
     again = start(*arguments)
-    assert f"0 to do, {trials} done" in again.communicate(timeout=300)[0]
+    assert f"0 to do, {trials} done" in again.communicate(timeout=PATIENCE)[0]
     whole = tmp_path / "whole"
     undisturbed = start("trial", *grid, "--out", str(whole), "--workers", "2")
-    printed = undisturbed.communicate(timeout=3600)[0]
+    printed = undisturbed.communicate(timeout=PATIENCE * 6)[0]
     assert undisturbed.returncode == 0, printed
     assert_same_runs(out, whole)
 
@@ -400,42 +426,147 @@ def test_a_batch_that_is_told_to_stop_ends_cleanly(tmp_path, sign):
     wait_for(lambda: len(list(out.glob("*/checkpoint.pt"))) == 2, process)
     workers = workers_of(process)
     process.send_signal(sign)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 130
     assert "The same command goes on" in printed and "Traceback" not in printed
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+# what a notebook does that fails, and what is said of it
+FAILING = {
+    "raise": ("undefined", "NameError: name 'undefined' is not defined"),
+    "die": (
+        "import os; os._exit(1)",
+        "the kernel died, as it does when memory runs out; try fewer",
+    ),
+    "sleep": ("import time; time.sleep(600)", "its limit; give it more time with --cell-timeout"),
+    "fill": (
+        "import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))",
+        "is full: make room there, and the same command goes on",
+    ),
+}
 
 
 @pytest.mark.slow
 def test_notebooks_that_fail_in_every_way_are_listed_and_the_good_one_is_done(tmp_path, capsys):
-    code = (
-        "import os, time\n"
-        "if what == 'raise': undefined\n"
-        "if what == 'die': os._exit(1)\n"
-        "if what == 'sleep': time.sleep(600)\n"
-        "open(output_dir + '/table.csv', 'w').write('answer\\n42\\n')"
-    )
+    code = "".join(f"if what == {what!r}: {code}\n" for what, (code, _) in FAILING.items())
+    code += "open(output_dir + '/table.csv', 'w').write('answer\\n42\\n')"
     path = notebook(tmp_path / "a.ipynb", code, "what = ''\noutput_dir = ''")
     out = tmp_path / "out"
-    command = ["batch", str(path), "-p", "what=good,raise,die,sleep", "--out", str(out)]
+    command = ["batch", str(path), "-p", f"what=good,{','.join(FAILING)}", "--out", str(out)]
     assert main([*command, "--cell-timeout", "5", "--workers", "2"]) == 1
     said = capsys.readouterr()
-    assert said.err.count("failed: a-what=") == 3
-    for words in (
-        "NameError: name 'undefined' is not defined",
-        "line 2 if what == 'raise': undefined",
-        "the kernel died",
-        "a cell took longer than its limit",
-    ):
+    assert said.err.count("failed: a-what=") == len(FAILING)
+    assert "line 1 if what == 'raise': undefined" in said.out
+    for what, (_, words) in FAILING.items():
         assert words in said.out, words
-    failed = {path.parent.name.split("-")[1] for path in out.glob("*/error.txt")}
-    assert failed == {"what=raise", "what=die", "what=sleep"}
-    assert len(list(out.glob("*/a.failed.ipynb"))) == 3
+        [error] = out.glob(f"a-what={what}-*/error.txt")
+        assert words in error.read_text()
+        assert (error.parent / "a.failed.ipynb").exists()
+    assert len(list(out.glob("*/error.txt"))) == len(FAILING)
     table = pd.read_csv(out / "table.csv").set_index("run")
-    assert sorted(table.status) == ["done", "failed", "failed", "failed"]
+    assert sorted(table.status) == ["done"] + ["failed"] * len(FAILING)
     assert table.answer[table.status == "done"].item() == 42
     assert main([*command, "--dry-run"]) == 0
-    assert "3 to do, 1 done" in capsys.readouterr().out
+    assert f"{len(FAILING)} to do, 1 done" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_trial_beyond_its_limit_is_stopped_and_listed(tmp_path, capsys):
+    long = ["-p", "iterations=1000000", "-p", "evaluate_every=5", "-p", "evaluation_size=10"]
+    assert main(["batch", "trial", *long, "--limit", "2", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "stopped at its limit of 2 s; give it more with --limit" in said.out
+    assert said.err.count("failed: digits-cnn-CAT") == 1
+
+
+def in_a_namespace(script: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a shell script that may mount file systems, which nobody else sees.
+
+    Skips the test where that is not allowed.
+    """
+    if not shutil.which("unshare"):
+        pytest.skip("there is no unshare, with which a small disk could be mounted")
+    probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    tried = subprocess.run(probe, capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no small disk can be mounted here: {tried.stderr.strip()}")
+    return subprocess.run(
+        ["unshare", "-rm", "bash", "-ec", script],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_each_run_says_so_and_with_more_room_the_same_command_goes_on(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # as catlib batch, but not refused at once for the little room that there is
+    command = tmp_path / "command.py"
+    command.write_text(
+        "import sys\n"
+        "from catlib.lab.__main__ import main\n"
+        "from catlib.lab.batch import units\n"
+        "if __name__ == '__main__':\n"
+        "    units.LEAST_FREE = 0\n"
+        "    sys.exit(main(['batch', *sys.argv[1:]]))\n"
+    )
+    words = [sys.executable, str(command), "trial", "-p", "seed=0:5", *QUICK_ARGUMENTS]
+    batch = shlex.join([*words, "--workers", "2", "--out", str(disk / "out")])
+    done = in_a_namespace(
+        f"""
+        mount -t tmpfs -o size=900k none {disk}
+        {batch} && exit 9 || test $? = 1
+        cp -r {disk}/out {tmp_path}/full
+        echo == MORE ROOM ==
+        mount -o remount,size=20m {disk}
+        {batch}
+        cp -r {disk}/out {tmp_path}/whole
+        """,
+        disk,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    full = tmp_path / "full"
+    assert "Traceback" not in done.stderr
+    said, later = done.stdout.split("== MORE ROOM ==")
+    finished_then = finished(full)
+    assert 1 <= finished_then < 5
+    assert said.count("is full: make room there") >= 5 - finished_then
+    assert no_half_files(full)
+    assert f"{5 - finished_then} to do, {finished_then} done" in later
+    for seed in range(5):
+        run(Trial(seed=seed, **QUICK), tmp_path / "undisturbed")
+    assert_same_runs(tmp_path / "whole", tmp_path / "undisturbed")
+
+
+def test_a_disk_that_fills_up_under_a_table_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    run(Trial(**QUICK), tmp_path)
+    monkeypatch.setattr(files, "write_whole", full)
+    assert main(["batch", "--table", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        f"catlib batch: the disk of {tmp_path} is full: "
+        "make room there, and the same command goes on\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_no_kernel_outlives_its_batch(tmp_path, sign):
+    code = "import os, time; open(name, 'w').write(str(os.getpid())); time.sleep(600)"
+    path = notebook(tmp_path / "a.ipynb", code, "name = ''")
+    note = tmp_path / "kernel"
+    process = start(str(path), "-p", f"name={note}", "--out", str(tmp_path / "out"))
+    wait_for(lambda: note.exists() and note.read_text(), process)
+    kernel = psutil.Process(int(note.read_text()))
+    process.send_signal(sign)
+    process.communicate(timeout=PATIENCE)
+    assert psutil.wait_procs([kernel], timeout=60)[1] == []
 
 
 @pytest.mark.slow
