@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -825,6 +826,7 @@ def _device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+@cache  # a process goes on with the code that it has loaded
 def revision() -> str:
     """The commit of the code, marked "-dirty" when files differ; "unknown" outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]

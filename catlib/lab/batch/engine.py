@@ -99,8 +99,9 @@ def attempt(job: Job) -> Result:
 
 def speaks_of_a_full_disk(error: str) -> bool:
     """Whether this is the error of a full disk, of Python or of torch.save, which has its own."""
-    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed")
-    return any(word in error for word in words)
+    of_the_system = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+    of_torch = ("PytorchStreamWriter failed", "unexpected pos")
+    return any(words in error for words in of_the_system + of_torch)
 
 
 def full_disk(folder: Path) -> str:

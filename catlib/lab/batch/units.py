@@ -363,7 +363,8 @@ def check_datasets(names: Iterable[str | None]) -> None:
         try:
             load_data(name)
         except Exception as error:
-            raise ValueError(f"the dataset {name!r} cannot be used: {error}") from error
+            why = " ".join(str(error).split())  # that of a download has many lines
+            raise ValueError(f"the dataset {name!r} cannot be used: {why}") from error
 
 
 def check_folder(root: Path, option: str = "--out") -> None:
