@@ -355,13 +355,16 @@ def differ(what):
     training = build()
     if what == "draw":
         training.sampler.generator.manual_seed(7 if second else 1)
+    if what == "draw, iteration":  # one is at an evaluation, the other at the next draw
+        training.evaluate_every = 1 if second else 0
+        next(training)
     if what == "iteration" and second:
         training.load_state_dict(train({"ranks": "alone"}, 1).state)
     return next(training)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["seed", "evaluate_every", "draw", "iteration"])
+@pytest.mark.parametrize("what", ["seed", "evaluate_every", "draw", "iteration", "draw, iteration"])
 def test_ranks_that_differ_are_refused(two_ranks, what):
     for error in two_ranks.ask(differ, what):
         assert error.startswith("RuntimeError: the 2 ranks do not have the same ")
