@@ -5,7 +5,7 @@ The parts of the method, each usable in a training loop of one's own.
 
 from .attacks import PGD, pgd
 from .data import Data, crop_and_flip, load_data
-from .evaluation import accuracy, check_model, robust_accuracy
+from .evaluation import accuracy, check_model, recalibrated, robust_accuracy
 from .gain import information_gain, smooth
 from .models import build_model
 from .samplers import CaseSampler, UniformSampler
@@ -26,6 +26,7 @@ __all__ = [
     "information_gain",
     "load_data",
     "pgd",
+    "recalibrated",
     "robust_accuracy",
     "smooth",
 ]

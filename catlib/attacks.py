@@ -196,18 +196,22 @@ class PGD:
     ) -> Tensor:
         """Eq. 2 from x: ``steps`` times up the slope of the loss and back into the ball."""
         ball = ball_around(images, self.epsilon, self.norm)
-        eta = self._eta
+        eta: float | Tensor | None = self._eta
         steps = interrupts.polled(range(self.steps))
         with fast_first_layers(network.model, images.device):
             if self.compile:
+                # Numbers would be constants of the graph, and every new value would need a graph of
+                # its own. As tensors they are inputs of one graph.
+                ball = ball_around(images, _as_tensor(self.epsilon, images), self.norm)
+                eta = None if eta is None else _as_tensor(eta, images)
                 # the same three functions as one graph
-                step = compiled_step(
+                with compiled_step(
                     network.model,
                     lambda x, slope: project(ascend(x, slope, ball, eta), ball),
                     labels,
-                )
-                for _ in steps:
-                    x = step(x)
+                ) as step:
+                    for _ in steps:
+                        x = step(x)
             else:
                 for _ in steps:
                     x = project(ascend(x, gradient(network, x, labels), ball, eta), ball)
@@ -324,10 +328,10 @@ class L2Ball(NamedTuple):
     """The images at most epsilon from the original in Euclidean distance, and in [0, 1]."""
 
     images: Tensor
-    epsilon: float
+    epsilon: float | Tensor
 
 
-def ball_around(images: Tensor, epsilon: float, norm: str) -> LinfBall | L2Ball:
+def ball_around(images: Tensor, epsilon: float | Tensor, norm: str) -> LinfBall | L2Ball:
     """Where an attack of these images may go. Made once, for all of its steps."""
     if norm == "l2":
         return L2Ball(images, epsilon)
@@ -379,16 +383,19 @@ def gradient_and_logits(network: "Network", x: Tensor, labels: Tensor) -> tuple[
     return slope, logits.detach()
 
 
-def ascend(x: Tensor, slope: Tensor, ball: LinfBall | L2Ball, eta: float | None) -> Tensor:
+def ascend(x: Tensor, slope: Tensor, ball: LinfBall | L2Ball, eta: float | Tensor | None) -> Tensor:
     r"""$\delta + \eta\,\mathrm{sign}(\nabla_\delta L)$, not yet projected; overwrites ``slope``.
 
     In an l2 ball the slope is divided by its length instead. Without ``eta`` it is added as it is.
+    ``eta`` is a tensor of no dimensions in a compiled step.
 
     Returns: what :func:`project` takes: in a linf ball the image $x + \delta$, whose pixels it
         clamps; in an l2 ball the perturbation $\delta$, whose length it needs.
     """
+    if isinstance(ball, LinfBall) and isinstance(eta, Tensor):
+        return x + eta * slope.sign_()
     if isinstance(ball, LinfBall) and eta is not None:
-        return x.add(slope.sign_(), alpha=eta)  # the sign of NaN is 0
+        return x.add(slope.sign_(), alpha=eta)  # in one pass; the sign of NaN is 0
     slope = slope.nan_to_num_(nan=0.0).clamp_(-LARGE, LARGE)
     if isinstance(ball, LinfBall):
         return x.add(slope)
@@ -408,6 +415,11 @@ def project(moved: Tensor, ball: LinfBall | L2Ball) -> Tensor:
     # a millionth inside the ball, so that rounding cannot carry an image out of it
     shrink = (ball.epsilon * (1 - 1e-6) / _length(moved)).clamp(max=1)
     return moved.mul_(shrink).add_(ball.images).clamp_(0, 1)
+
+
+def _as_tensor(number: float, like: Tensor) -> Tensor:
+    """A number as a tensor of no dimensions; made on the device, which then waits for no copy."""
+    return like.new_full((), number)
 
 
 def _length(x: Tensor) -> Tensor:
@@ -515,7 +527,7 @@ def check_logits(logits: Any, count: int, largest_label: int = -1) -> Tensor:
 
 def is_right(logits: Tensor, labels: Tensor) -> Tensor:
     """Which logits (B, K) classify as labelled, (B,). Logits that are not all finite never do."""
-    return (logits.argmax(1) == labels) & _is_finite(logits)
+    return (logits.argmax(1) == labels.long()) & _is_finite(logits)
 
 
 def has_finite_gradient(slope: Tensor) -> Tensor:
@@ -608,7 +620,8 @@ def check_batch(images: Tensor, labels: Tensor) -> int:
             f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: "
             f"normalise inside the model."
         )
-    smallest, largest = (int(value.item()) for value in labels.aminmax())
+    # torch finds no extremes of uint16, uint32 and uint64
+    smallest, largest = (int(value.item()) for value in labels.long().aminmax())
     if smallest < 0:
         raise ValueError(
             f"a label is {smallest}; labels must lie in 0..K-1 (torch would silently ignore -100)."

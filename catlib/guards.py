@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attacks import check_logits
+
 
 class BufferCopy:
     """A copy of a model's buffers, such as the statistics of batch norm, that a forward changes.
@@ -79,6 +81,29 @@ def check_optimizer(
             f"{len(foreign)} of the optimizer's {len(theirs)} parameters are not the model's; "
             "build it from model.parameters()."
         )
+
+
+def check_loss(result: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Refuse what a loss returned for a batch of ``count`` images if it cannot be trained with.
+
+    Returns: the loss, and the adversarial logits (B, K) in float32 or float64.
+    """
+    wanted = "a loss returns (loss, adversarial_logits), see adversarial_cross_entropy"
+    if not isinstance(result, tuple) or len(result) != 2:
+        what = type(result).__name__
+        if isinstance(result, tuple):
+            what = f"tuple of {len(result)}"
+        raise TypeError(f"the loss returned a {what}; {wanted}.")
+    loss, logits = result
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        what = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise TypeError(f"the loss returned {what} as its value, which must be a scalar; {wanted}.")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"the loss returned {loss.item():.4g} without a gradient; compute it from the model's "
+            "logits, without detach() and torch.no_grad()."
+        )
+    return loss, check_logits(logits, count)
 
 
 def check_weights(state: dict[str, Any], model: nn.Module) -> None:

@@ -19,6 +19,7 @@ SMALLEST_TEMPERATURE = 1e-12
 # A draw adds noise of about 1 to each log weight. At this size a float64 is rounded to steps of
 # about 0.1; with larger ones, rounding would decide the draw.
 LARGEST_LOG_WEIGHT = 1e15
+LARGE_KEY = 1e30  # larger in size than any key, and a float32 still
 
 
 class _BatchSampler(Sampler[Tensor], ABC):
@@ -30,25 +31,34 @@ class _BatchSampler(Sampler[Tensor], ABC):
     """
 
     n: int  # examples in the data
-    sampling_number: int  # examples in a batch
     device: torch.device  # that of the labels
     generator: torch.Generator  # of the draws
     _lock: threading.RLock
 
     def __init__(self, labels: Tensor, sampling_number: int, seed: int):
         labels = _checked_labels(labels)
-        if not _is_integer(sampling_number, 1, len(labels)):
-            raise ValueError(
-                f"sampling_number is {sampling_number!r}; "
-                f"it must be an integer in 1..{len(labels)} (all examples)."
-            )
         if not _is_integer(seed, -(2**63), 2**64 - 1):
             raise ValueError(f"seed is {seed!r}; it must be an integer in -2**63..2**64-1.")
+        self._lock = threading.RLock()
         self.n = len(labels)
-        self.sampling_number = int(sampling_number)
+        self.sampling_number = sampling_number
         self.device = labels.device
         self.generator = torch.Generator(labels.device).manual_seed(int(seed))
-        self._lock = threading.RLock()
+
+    @property
+    def sampling_number(self) -> int:
+        """Examples in a batch, 1..n; may be set while training runs."""
+        return self._sampling_number
+
+    @sampling_number.setter
+    def sampling_number(self, value: int) -> None:
+        if not _is_integer(value, 1, self.n):
+            raise ValueError(
+                f"sampling_number is {value!r}; "
+                f"it must be an integer in 1..{self.n} (all examples)."
+            )
+        with self._lock:
+            self._sampling_number = int(value)
 
     @abstractmethod
     def draw(self) -> Tensor:
@@ -196,7 +206,8 @@ class CaseSampler(_BatchSampler):
             weights (n,), used instead of w / temperature. Needs tree=False; examples: WEIGHTINGS
             in catlib/lab/runs.py.
         tree: draw by a sum tree (O(log n) an example, on a CPU) instead of by one sort of all
-            examples; the probabilities are the same. None decides by size.
+            examples; the probabilities are the same. None decides by size. On a GPU the sort is
+            replaced by a top-k for each class, again with the same probabilities.
         seed: of the draws.
     Raises: ValueError: an argument outside what is written here.
     """
@@ -231,10 +242,12 @@ class CaseSampler(_BatchSampler):
         self._counts = counts[has_examples].cpu().numpy()
         if tree is None:
             tree = self.device.type == "cpu" and self.n >= TREE_FROM and log_weight is None
-        # the readable form or the fast one; both draw by the same probabilities
+        # the readable form, or one that is fast on a CPU or a GPU; all draw by the same law
         self._store: _Store
         if tree:
             self._store = _TreeStore(groups)
+        elif self.device.type == "cuda" and _TopKStore.is_compact(self._counts):
+            self._store = _TopKStore(groups, self._counts)
         else:
             self._store = _SortStore(groups, self._counts)
         self.log_weight = log_weight
@@ -520,8 +533,8 @@ class _Store(Protocol):
 class _SortStore:
     """The readable form: one tensor of weights, and a sort of all examples a draw. Any device.
 
-    From TREE_FROM examples on, a CPU draws by _TreeStore instead: a change here must be made there
-    too.
+    From TREE_FROM examples on, a CPU draws by _TreeStore instead, and a GPU draws by _TopKStore: a
+    change of the law must be made in the first of them too. The second has its keys from here.
     """
 
     def __init__(self, groups: Tensor, counts: np.ndarray):
@@ -554,8 +567,28 @@ class _SortStore:
         log_weight: Callable[[Tensor], Tensor] | None,
         generator: torch.Generator,
     ) -> Tensor:
-        # Gumbel-top-k: the largest of (log weight + Gumbel noise) are a draw by weight without
-        # replacement (Vieira 2014; Kool et al. 2019)
+        by_key = self._keys(temperature, log_weight, generator).argsort(descending=True)
+        # a stable sort: class after class, and within a class still by key
+        places_by_class = self._groups[by_key].argsort(stable=True)
+        by_class = by_key[places_by_class]
+        begins = np.cumsum(self._counts) - self._counts
+        first_of_each = [
+            np.arange(begin, begin + quota) for begin, quota in zip(begins, quotas, strict=True)
+        ]
+        places = torch.from_numpy(np.concatenate(first_of_each))
+        return by_class[places.to(by_class.device, non_blocking=True)]
+
+    def _keys(
+        self,
+        temperature: float | Tensor,
+        log_weight: Callable[[Tensor], Tensor] | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """(n,) log weight + Gumbel noise of every example.
+
+        The examples with the largest are a draw by weight without replacement: Gumbel-top-k
+        (Vieira 2014; Kool et al. 2019).
+        """
         if log_weight is None:
             log_weights = self._weights.to(self._precision()) / temperature
         else:
@@ -573,20 +606,62 @@ class _SortStore:
         noise = torch.empty(len(log_weights), dtype=self._precision(), device=self._groups.device)
         noise.exponential_(generator=generator)
         gumbel = -noise.log()
-        by_key = (log_weights + gumbel).argsort(descending=True)
-        # a stable sort: class after class, and within a class still by key
-        places_by_class = self._groups[by_key].argsort(stable=True)
-        by_class = by_key[places_by_class]
-        begins = np.cumsum(self._counts) - self._counts
-        first_of_each = [
-            np.arange(begin, begin + quota) for begin, quota in zip(begins, quotas, strict=True)
-        ]
-        places = torch.from_numpy(np.concatenate(first_of_each))
-        return by_class[places.to(by_class.device, non_blocking=True)]
+        return log_weights + gumbel
 
     def _precision(self) -> torch.dtype:
         """float64, except on Apple's GPU, which has none."""
         return torch.float32 if self._groups.device.type == "mps" else torch.float64
+
+
+class _TopKStore(_SortStore):
+    """The form for a GPU: the same keys, of which the largest of each class are found by top-k.
+
+    The classes are the rows of a matrix, filled up to the length of the largest, so that one call
+    serves all; a sort of all examples takes several times as long there. Any device.
+    """
+
+    def __init__(self, groups: Tensor, counts: np.ndarray):
+        super().__init__(groups, counts)
+        by_class = groups.argsort(stable=True)
+        row = groups[by_class]
+        begins = torch.from_numpy(np.cumsum(counts) - counts).to(groups.device)
+        column = torch.arange(len(groups), device=groups.device) - begins[row]
+        shape = (len(counts), int(counts.max()))
+        # (classes, examples of the largest class): the examples of each class, then fillers
+        self._members = torch.zeros(shape, dtype=torch.long, device=groups.device)
+        self._members[row, column] = by_class
+        self._is_filler = torch.ones(shape, dtype=torch.bool, device=groups.device)
+        self._is_filler[row, column] = False
+
+    @staticmethod
+    def is_compact(counts: np.ndarray) -> bool:
+        """Whether the matrix of classes of these sizes is at most four times as large as the data.
+
+        With one class far larger than a thousand others it could fill the memory.
+        """
+        return len(counts) * int(counts.max()) <= 4 * int(counts.sum())
+
+    def draw(
+        self,
+        quotas: np.ndarray,
+        temperature: float | Tensor,
+        log_weight: Callable[[Tensor], Tensor] | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        # finite, so that an example of no weight still comes before the fillers
+        keys = self._keys(temperature, log_weight, generator).clamp_(min=-LARGE_KEY)[self._members]
+        largest = keys.masked_fill(self._is_filler, -torch.inf).amax(1, keepdim=True)
+        # float32 is found faster; counted from the largest key of its class, a key that can win
+        # keeps every digit that could change a draw
+        narrow = (keys - largest).float().masked_fill_(self._is_filler, -torch.inf)
+        largest_quota = int(quotas.max())
+        columns = narrow.topk(largest_quota, dim=1).indices
+        drawn = self._members.gather(1, columns)
+        first_of_each = [
+            np.arange(quota) + number * largest_quota for number, quota in enumerate(quotas)
+        ]
+        places = torch.from_numpy(np.concatenate(first_of_each))
+        return drawn.flatten()[places.to(drawn.device, non_blocking=True)]
 
 
 class _TreeStore:

@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from .attacks import PGD, check_adversarial, check_count, check_logits
-from .data import Data
-from .evaluation import accuracy, robust_accuracy
+from .data import SUBSETS, Data, subset
+from .evaluation import accuracy, recalibrated, robust_accuracy
 from .gain import information_gain
-from .guards import BufferCopy, check_optimizer, check_sampler, check_weights
+from .guards import BufferCopy, check_loss, check_optimizer, check_sampler, check_weights
 from .interrupts import deferred_interrupts
 from .kernels.step import compiled
 from .ranks import find_ranks, own_gpu
@@ -47,10 +47,29 @@ class Record:
     examples: int  # adversarial examples drawn
     passes: int  # images sent through the model, in attacks and in updates
     seconds: float  # training time
-    loss: float | None  # cross-entropy on the adversarial batch, before the update
+    loss: float | None  # what the update minimises, such as cross-entropy, before the update
     coverage: float | None  # share of the training images drawn at least once
     accuracy: float | None = None
     robust_accuracy: float | None = None
+
+
+def adversarial_cross_entropy(
+    model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eq. 1, the usual loss of adversarial training: the mean cross-entropy.
+
+    Another ``loss`` of :class:`Training` has the same form.
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K); in training mode.
+        images: (B, C, H, W) in [0, 1], as they were before the attack; not needed for this loss.
+        adversarial: (B, C, H, W), what the attack made of them.
+        labels: (B,), integers in 0..K-1.
+
+    Returns: the loss, a scalar with a gradient, and the logits (B, K) of the adversarial images.
+    """
+    logits = check_logits(model(adversarial), len(labels))
+    return nn.functional.cross_entropy(logits, labels), logits
 
 
 class Training(Iterator[Record]):
@@ -88,8 +107,17 @@ class Training(Iterator[Record]):
         evaluate_every: iterations between evaluations, one of which also follows the last
             iteration; 0 is never.
         evaluation_attack: judges robust accuracy; None is ``attack`` with 20 steps, if it is a PGD.
-        evaluation_size: the first so many test images are the fixed subset that evaluations use.
+        evaluation_size: how many test images are the fixed subset that evaluations use.
+        evaluation_subset: "first", the first so many; or "spread", evenly over the classes and over
+            the test set (:func:`catlib.data.subset`).
+        recalibrate: evaluate a copy of the model whose batch norms have the statistics of so many
+            clean training images, spread over the set (:func:`catlib.recalibrated`); 0 evaluates
+            the model itself. Like all of an evaluation, it counts neither as passes nor as time.
         augment: ``augment(images, generator) -> images`` before the attack, e.g. ``crop_and_flip``.
+        loss: what an update minimises, a function of the form of
+            :func:`adversarial_cross_entropy`, the default. TRADES, for example, compares the
+            logits of both versions of an image. Every image that it sends through the model
+            counts as a pass, and Eq. 3 is taken from the adversarial logits that it returns.
         device: "auto" takes a GPU if there is one.
         precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only;
             evaluation is always in float32.
@@ -122,7 +150,10 @@ class Training(Iterator[Record]):
         evaluate_every: int = 0,
         evaluation_attack: Callable[..., Tensor] | None = None,
         evaluation_size: int = 500,
+        evaluation_subset: str = "first",
+        recalibrate: int = 0,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        loss: Callable[..., tuple[Tensor, Tensor]] = adversarial_cross_entropy,
         seed: int = 0,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -137,6 +168,12 @@ class Training(Iterator[Record]):
         check_count("seed", seed, at_least=0)
         check_count("evaluate_every", evaluate_every, at_least=0)
         check_count("evaluation_size", evaluation_size, at_least=1)
+        check_count("recalibrate", recalibrate, at_least=0)
+        if evaluation_subset not in SUBSETS:
+            raise ValueError(
+                f"evaluation_subset is {evaluation_subset!r}; "
+                f"it must be one of {', '.join(SUBSETS)}."
+            )
         if iterations is not None:
             check_count("iterations", iterations, at_least=0)
         check_sampler(sampler, len(data.y_train))
@@ -165,11 +202,14 @@ class Training(Iterator[Record]):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.augment = augment
+        self.loss = loss
 
         self.iterations = iterations
         self.evaluate_every = evaluate_every
         self.evaluation_attack = evaluation_attack
         self.evaluation_size = evaluation_size
+        self.evaluation_subset = evaluation_subset
+        self.recalibrate = recalibrate
 
         on_gpu = self.device.type == "cuda"
         self._cuda = [self.device] if on_gpu else []
@@ -262,7 +302,7 @@ class Training(Iterator[Record]):
                     adversarial = self._craft(images, labels)
                 whole_batch = self.ranks.gather(adversarial, len(labels))
                 # line 5 (and Eq. 3, from the same logits)
-                loss, logits, gain = self._update(adversarial, labels, on_host)
+                loss, logits, gain = self._update(images, adversarial, labels, on_host)
         except BaseException as error:
             self._buffers.put_back()
             if isinstance(error, StopIteration):  # it would look like the end of training
@@ -358,20 +398,22 @@ class Training(Iterator[Record]):
         return check_adversarial(adversarial, images, finite=False)
 
     def _update(
-        self, adversarial: Tensor, labels: Tensor, on_host: bool
+        self, images: Tensor, adversarial: Tensor, labels: Tensor, on_host: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Train on the batch; its loss, logits and information gain, all from before the update.
 
         Args:
+            images: (B, C, H, W), of the batch, augmented.
             adversarial: (b, C, H, W), of this rank's share of the batch.
             labels: (B,), of the batch.
         """
         n = len(labels)
+        share = self.ranks.share(n)
         with self.ranks.agreed():
             self.model.train()
             self.optimizer.zero_grad()
-            logits = check_logits(self._trained(adversarial), len(adversarial))
-            loss = nn.functional.cross_entropy(logits, labels[self.ranks.share(n)])
+            result = self.loss(self._trained, images[share], adversarial, labels[share])
+            loss, logits = check_loss(result, len(adversarial))
             loss = self.ranks.weighed(loss, n)
             # a copy, because a CUDA graph writes over its output
             own_logits = logits.detach().to(torch.float32, copy=True)
@@ -427,10 +469,22 @@ class Training(Iterator[Record]):
         """Accuracy and robust accuracy on the fixed subset of the test images."""
         if self.evaluation_attack is None:
             raise ValueError(NO_JUDGE)
-        images, labels = self.data.test(slice(self.evaluation_size))
-        clean_share = accuracy(self.model, images, labels)
-        robust_share = robust_accuracy(self.model, images, labels, self.evaluation_attack)
+        model = self.judged_model()
+        images, labels = self.test_images(self.evaluation_size)
+        clean_share = accuracy(model, images, labels)
+        robust_share = robust_accuracy(model, images, labels, self.evaluation_attack)
         return clean_share, robust_share
+
+    def judged_model(self) -> nn.Module:
+        """What an evaluation judges: the model itself, or its copy if ``recalibrate`` is not 0."""
+        if not self.recalibrate:
+            return self.model
+        images, _ = self.data.train(subset(self.data.y_train, self.recalibrate, "spread"))
+        return recalibrated(self.model, images)
+
+    def test_images(self, count: int | None) -> tuple[Tensor, Tensor]:
+        """So many test images and their labels, chosen by ``evaluation_subset``; None is all."""
+        return self.data.test(subset(self.data.y_test, count, self.evaluation_subset))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later run needs to go on: plain values, and copies of all tensors.

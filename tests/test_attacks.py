@@ -759,7 +759,9 @@ def test_channels_last_gives_the_same(conv_net, options):
     assert (last - images).abs().max() <= 0.1 + 1e-6 or "norm" in options
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int32, torch.int64]
+)
 @pytest.mark.parametrize("early_stop", [False, True])
 def test_takes_labels_of_any_integer_type(conv_net, dtype, early_stop):
     model, (images, labels), attack = conv_net(), batch(), PGD(0.1, steps=2, early_stop=early_stop)

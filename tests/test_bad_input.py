@@ -19,9 +19,11 @@ from catlib import (
     information_gain,
     load_data,
     pgd,
+    recalibrated,
     robust_accuracy,
     smooth,
 )
+from catlib.lab.runs import Trial
 
 NAN, INF = float("nan"), float("inf")
 LABELS = torch.arange(60) % 3
@@ -695,6 +697,42 @@ TABLE = {
         "4 x 4",
     ),
     "an unknown model": (lambda: build_model("vgg", DIGITS), ValueError, "'vgg'", "cnn, resnet18"),
+    "a width of 0": (
+        lambda: build_model("resnet18", DIGITS, width=0),
+        ValueError,
+        "0",
+        "integer of at least 1",
+    ),
+    "half a width": (
+        lambda: build_model("resnet18", DIGITS, width=16.5),
+        ValueError,
+        "16.5",
+        "integer of at least 1",
+    ),
+    "a width of a cnn": (
+        lambda: build_model("cnn", DIGITS, width=16),
+        ValueError,
+        "'cnn'",
+        "only resnet18",
+    ),
+    "a width of a model of one's own": (
+        lambda: build_model("my_models:small", DIGITS, width=16),
+        ValueError,
+        "16",
+        "only resnet18",
+    ),
+    "a trial with the width of a cnn": (
+        lambda: Trial(model="cnn", width=16),
+        ValueError,
+        "'cnn'",
+        "only resnet18",
+    ),
+    "a trial with a width of 0": (
+        lambda: Trial(model="resnet18", width=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
     # training
     "a sampler that cannot learn": (
         training(sampler=[[1, 2]]),
@@ -725,6 +763,72 @@ TABLE = {
         ValueError,
         "(128, 1, 7, 8)",
         "(128, 1, 8, 8)",
+    ),
+    "a loss without logits": (
+        lambda: next(training(loss=lambda m, x, a, y: m(a).sum())()),
+        TypeError,
+        "a Tensor",
+        "(loss, adversarial_logits)",
+    ),
+    "a loss of three things": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum(), m(a), y))()),
+        TypeError,
+        "tuple of 3",
+        "(loss, adversarial_logits)",
+    ),
+    "a loss for each example": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum(1), m(a)))()),
+        TypeError,
+        "(128,)",
+        "a scalar",
+    ),
+    "a loss that is a number": (
+        lambda: next(training(loss=lambda m, x, a, y: (0.5, m(a)))()),
+        TypeError,
+        "0.5",
+        "a scalar",
+    ),
+    "a loss that is detached": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum().detach() * 0 + 2, m(a)))()),
+        ValueError,
+        "2",
+        "without detach()",
+    ),
+    "a loss with logits of other images": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum(), m(a)[:5]))()),
+        ValueError,
+        "(5, 10)",
+        "(B, K)",
+    ),
+    "a trial with an unknown loss": (
+        lambda: Trial(loss="hinge"),
+        ValueError,
+        "'hinge'",
+        "cross-entropy, trades, mart",
+    ),
+    "a trial with a negative beta": (
+        lambda: Trial(loss="trades", beta=-1.0),
+        ValueError,
+        "-1.0",
+        "at least 0",
+    ),
+    "a trial with a beta of NaN": (
+        lambda: Trial(loss="mart", beta=NAN),
+        ValueError,
+        "nan",
+        "finite number",
+    ),
+    "the attack of TRADES in l2": (
+        lambda: Trial(crafting="kl", norm="l2"),
+        ValueError,
+        "'l2'",
+        "'linf'",
+    ),
+    "the attack of TRADES with restarts": (
+        lambda: Trial(crafting="kl", restarts=3),
+        ValueError,
+        "3",
+        "1 restart",
     ),
     "an optimizer of another model": (
         training(optimizer=torch.optim.SGD(MODEL.parameters(), 0.1)),
@@ -758,6 +862,43 @@ TABLE = {
     "negative iterations": (training(iterations=-3), ValueError, "-3", "at least 0"),
     "iterations as a float": (training(iterations=1e3), ValueError, "1000.0", "an integer"),
     "a negative evaluate_every": (training(evaluate_every=-5), ValueError, "-5", "at least 0"),
+    "recalibrated by nothing": (
+        lambda: recalibrated(MODEL, images()[:0]),
+        ValueError,
+        "no images",
+        "judge",
+    ),
+    "recalibrated by a pixel above 1": (
+        lambda: recalibrated(MODEL, images(1.5)),
+        ValueError,
+        "1.5",
+        "[0, 1]",
+    ),
+    "recalibrated in batches of 0": (
+        lambda: recalibrated(MODEL, images(), batch_size=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
+    "recalibrated by -1 images": (training(recalibrate=-1), ValueError, "-1", "at least 0"),
+    "an unknown subset": (
+        training(evaluation_subset="last"),
+        ValueError,
+        "'last'",
+        "first, spread",
+    ),
+    "a trial with an unknown subset": (
+        lambda: Trial(evaluation_subset="random"),
+        ValueError,
+        "'random'",
+        "first, spread",
+    ),
+    "a trial that recalibrates by -5 images": (
+        lambda: Trial(recalibrate=-5),
+        ValueError,
+        "-5",
+        "at least 0",
+    ),
     "an evaluation of nothing": (training(evaluation_size=0), ValueError, "0", "at least 1"),
     "a state of other data": (
         lambda: training()().load_state_dict(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import catlib
 from catlib import Data, crop_and_flip, load_data
-from catlib.data import KEYS, data_root
+from catlib.data import KEYS, data_root, subset
 
 
 def arrays(colour=True, n=30):
@@ -614,3 +614,45 @@ def test_crop_and_flip_leaves_its_input_and_the_global_state(global_rng_untouche
     before = images.clone()
     assert crop_and_flip(images, torch.Generator(device).manual_seed(0)).device == images.device
     assert torch.equal(images, before)
+
+
+# a subset that stands for all
+
+
+def test_the_first_images_are_a_slice():
+    labels = torch.arange(60) % 3
+    assert subset(labels, 7) == slice(7)
+    assert subset(labels, None, "spread") == slice(None)
+    assert torch.equal(labels[subset(labels, 100, "spread")], labels)
+
+
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=2, max_size=6).filter(sum),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_a_spread_subset_is_even_over_classes_and_over_each_class(counts, share, seed):
+    """No example twice, and in any stretch of a class its share of the subset, to one example."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    n = len(labels)
+    count = max(1, int(share * (n - 1)))
+    chosen = torch.arange(n)[subset(labels, count, "spread")]
+    assert len(chosen) == min(count, n) == len(chosen.unique())
+    assert torch.equal(chosen, chosen.sort().values)
+    taken = torch.zeros(n)
+    taken[chosen] = 1
+    for label in range(len(counts)):
+        of_class = taken[labels == label]
+        for end in range(len(of_class) + 1):
+            # up to here, within one example of its share
+            assert abs(of_class[:end].sum().item() - end * count / n) <= 1 + 1e-4
+
+
+def test_a_spread_subset_follows_images_that_get_harder(real_data):
+    """The mean place of the subset's images is that of all, not that of the first ones."""
+    chosen = subset(real_data.y_test, 500, "spread")
+    n = len(real_data.y_test)
+    assert abs(chosen.double().mean().item() / n - 0.5) < 0.01
+    classes = real_data.y_test[chosen].bincount().double() / 500
+    assert (classes - real_data.y_test.bincount() / n).abs().max() <= 1 / 500 + 1e-9

@@ -25,7 +25,7 @@ FLOORS = [
 ]
 LAB_FLOORS = [
     {"__init__", "course", "paths", "markdown", "paper", "sources"},
-    {"runs", "baselines"},
+    {"runs", "baselines", "losses"},
     {"batch", "compare", "explorer", "figures", "judge", "similarity", "site"},
     {"diagrams"},
     {"study", "background", "panel", "explore", "exercises", "editions", "environment"},

@@ -117,6 +117,25 @@ def test_an_id_is_stable_and_tells_settings_apart():
     assert again.stdout.strip() == Trial(dataset="mnist", epsilon=0.3, temperature=2.0).id
 
 
+def test_a_slim_resnet_is_named_in_the_run_and_in_its_settings(tmp_path):
+    slim = Trial(
+        model="resnet18",
+        width=4,
+        iterations=1,
+        sampling_number=10,
+        steps=1,
+        evaluate_every=0,
+        device="cpu",
+    )
+    assert slim.id.startswith("digits-resnet18-w4-CAT-k10-s0-")
+    assert replace(slim, width=None).id.startswith("digits-resnet18-CAT-k10-s0-")
+    info = runs.read_run(run(slim, tmp_path))
+    assert info["trial"]["width"] == 4
+    assert Trial(**info["trial"]) == slim
+    weights = torch.load(tmp_path / slim.id / "checkpoint.pt", weights_only=True)
+    assert weights["training"]["model"]["1.conv1.weight"].shape == (4, 1, 3, 3)
+
+
 @pytest.mark.parametrize(
     "name, value",
     [("method", "TRADES"), ("weighting", "loud"), ("optimizer", "lion"), ("schedule", "no")],
@@ -506,6 +525,31 @@ def test_records_may_be_asked_for_again(same):
     assert got == expected and same(training.state_dict(), whole.state_dict())
 
 
+def test_data_are_read_once_as_long_as_their_file_stays(tmp_path, monkeypatch, digits):
+    read = []
+    genuine = runs.load_data
+    monkeypatch.setattr(runs, "load_data", lambda name: read.append(name) or genuine(name))
+    monkeypatch.setattr(runs, "_last_data", {})
+    images = [runs.build_training(TINY).data.x_train for _ in range(2)]
+    assert images[0].data_ptr() == images[1].data_ptr()
+    assert read == ["digits"]
+    file = tmp_path / "mine.npz"
+    few = {"x_train": digits.x_train[:100, 0], "y_train": digits.y_train[:100]}
+    np.savez(file, **few, x_test=few["x_train"], y_test=few["y_train"])
+    own = replace(TINY, dataset=str(file))
+    runs.build_training(own)
+    first = runs.build_training(own).data.x_train
+    assert read == ["digits", str(file)]
+    np.savez(
+        file,
+        **few | {"x_train": 255 - few["x_train"]},
+        x_test=few["x_train"],
+        y_test=few["y_train"],
+    )
+    assert torch.equal(runs.build_training(own).data.x_train, 255 - first)
+    assert len(runs._last_data) == 1, "the data before are let go"
+
+
 # killed
 
 
@@ -523,6 +567,7 @@ CHANGING = replace(
 )
 def test_killed_before_or_after_any_write(tmp_path, monkeypatch, trial, same):
     """At each moment between two files, so that no pair of them can disagree for good."""
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", 0.0)
     whole, writes = run(trial, tmp_path / "whole"), []
     genuine = runs.write_whole
     monkeypatch.setattr(
@@ -553,6 +598,110 @@ def test_killed_before_or_after_any_write(tmp_path, monkeypatch, trial, same):
         assert same(state(folder), state(whole))
 
 
+def test_a_checkpoint_is_written_once_a_minute_when_stopped_and_at_the_end(tmp_path, monkeypatch):
+    """By a clock on which an iteration takes 25 s; each write is noted with its iteration."""
+    trial = replace(TINY, evaluate_every=1)
+    clock = [0.0]
+    writes = []
+    genuine = runs._History.save_checkpoint
+
+    def save(history, folder, trial, training):
+        writes.append(training.iteration)
+        genuine(history, folder, trial, training)
+
+    def observe(training, record):
+        clock[0] += 25
+        if record.iteration == stop:
+            raise Killed
+
+    monkeypatch.setattr(runs._History, "save_checkpoint", save)
+    monkeypatch.setattr(runs.time, "monotonic", lambda: clock[0])
+    stop = 5
+    with pytest.raises(Killed):
+        run(trial, tmp_path, observe=observe)
+    assert writes == [4, 5], "at 75 s, and when the observer stopped the run"
+    stop = None
+    run(trial, tmp_path, observe=observe)
+    assert writes[2:] == [9, 12], "75 s after the one that was read, and at the end"
+
+
+def test_records_after_the_last_checkpoint_are_dropped_and_made_again(tmp_path, monkeypatch, same):
+    """Killed between two checkpoints: records.csv holds more than the run goes on with."""
+    trial = replace(CHANGING, evaluate_every=1)
+    whole = run(trial, tmp_path / "whole")
+    folder = tmp_path / "killed" / trial.id
+    genuine = runs.write_whole
+    # the checkpoint of iteration 4 is written, that of iteration 8 is not
+    monkeypatch.setattr(runs._History, "checkpoint_is_due", lambda self: len(self.records) % 4 == 0)
+
+    def write(path, content):
+        if path.name == "checkpoint.pt" and path.exists():
+            raise Killed
+        genuine(path, content)
+
+    monkeypatch.setattr(runs, "write_whole", write)
+    with pytest.raises(Killed):
+        run(trial, tmp_path / "killed")
+    assert list(pd.read_csv(folder / "records.csv").iteration) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert state(folder)["iteration"] == 4
+    monkeypatch.setattr(runs, "write_whole", genuine)
+    first = []
+
+    def look(training, record):
+        if not first:
+            first.extend(pd.read_csv(folder / "records.csv").iteration)
+
+    run(trial, tmp_path / "killed", observe=look)
+    assert first == [1, 2, 3, 4, 5]
+    pd.testing.assert_frame_equal(without_seconds(folder), without_seconds(whole), check_exact=True)
+    assert same(state(folder), state(whole))
+
+
+def test_records_without_a_checkpoint_are_dropped(tmp_path, monkeypatch):
+    """Killed in the first minute: the run begins anew, and its old records do not stay."""
+    stop_writing = [True]
+    genuine = runs.write_whole
+
+    def write(path, content):
+        if stop_writing[0] and path.name == "records.csv" and path.exists():
+            raise Killed
+        genuine(path, content)
+
+    monkeypatch.setattr(runs, "write_whole", write)
+    with pytest.raises(Killed):
+        run(TINY, tmp_path)
+    folder = tmp_path / TINY.id
+    assert (folder / "records.csv").exists() and not (folder / "checkpoint.pt").exists()
+    stop_writing[0] = False
+    there = []
+    run(TINY, tmp_path, observe=lambda *_: there.append((folder / "records.csv").exists()))
+    assert there[0] is False and there[-1] is True
+
+
+@pytest.mark.parametrize("where", ["attack", "evaluation"])
+def test_ctrl_c_saves_what_is_done(tmp_path, monkeypatch, where, same):
+    """In the middle of the seventh iteration, or of the evaluation after the sixth."""
+    whole = run(TINY, tmp_path / "whole")
+    folder = tmp_path / "stopped" / TINY.id
+    genuine = {"attack": runs.PGD._maximise, "evaluation": runs.PGD.attack_until_broken}[where]
+    calls = [0]
+
+    def interrupted(*arguments, **options):
+        calls[0] += 1
+        if calls[0] == {"attack": 7, "evaluation": 2}[where]:
+            signal.raise_signal(signal.SIGINT)
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(runs.PGD, genuine.__name__, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(TINY, tmp_path / "stopped")
+    assert state(folder)["iteration"] == 6
+    assert (state(folder)["pending"] is None) == (where == "attack")
+    run(TINY, tmp_path / "stopped")
+    pd.testing.assert_frame_equal(without_seconds(folder), without_seconds(whole), check_exact=True)
+    assert same(state(folder), state(whole))
+
+
 def test_a_write_cut_off_leaves_the_old_file(tmp_path):
     path = tmp_path / "records.csv"
     write_whole(path, b"old")
@@ -576,7 +725,8 @@ DRIVER = textwrap.dedent("""
     import catlib.lab.runs as runs, torchvision, sklearn.datasets
     print("ready", flush=True)
     for line in sys.stdin:
-        root, settings, iterations, seconds, number = ast.literal_eval(line)
+        root, settings, iterations, seconds, number, between = ast.literal_eval(line)
+        runs.CHECKPOINT_SECONDS = between
         began, (heard, tell) = time.monotonic(), os.pipe()
         child = os.fork()
         if not child:
@@ -628,8 +778,8 @@ def attempt():
         env=environment,
     ) as driver:
 
-        def one(root, settings, iterations=0, seconds=None, number=0):
-            request = (str(root), settings, iterations, seconds, int(number))
+        def one(root, settings, iterations=0, seconds=None, number=0, between=60.0):
+            request = (str(root), settings, iterations, seconds, int(number), between)
             print(request, file=driver.stdin, flush=True)
             return ast.literal_eval(driver.stdout.readline())
 
@@ -642,7 +792,10 @@ def attempt():
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("kind", KINDS)
 def test_ended_at_random_moments_ends_bit_identical(tmp_path, attempt, kind, number, same):
-    """Killed and interrupted: no file is half written, and the end is that of a run left alone."""
+    """Killed and interrupted: no file is half written, and the end is that of a run left alone.
+
+    Some runs write a checkpoint after every evaluation, others after some.
+    """
     settings = SMALL | KINDS[kind]
     trial = Trial(**settings)
     status, took = attempt(tmp_path / "whole", settings)
@@ -655,9 +808,9 @@ def test_ended_at_random_moments_ends_bit_identical(tmp_path, attempt, kind, num
     for _ in range(KILLS):
         # after none, one or two iterations, and then somewhere in the next
         root = tmp_path / str(place)
-        status, _ = attempt(
-            root, settings, moments.randrange(3), moments.uniform(0, 1.5) * an_iteration, number
-        )
+        wait = moments.uniform(0, 1.5) * an_iteration
+        between = moments.choice([0, 2 * an_iteration])
+        status, _ = attempt(root, settings, moments.randrange(3), wait, number, between)
         iterations_seen.append(check_whole(root / trial.id, trial))
         assert iterations_seen[-1] >= iterations_seen[-2]
         if status == 0 or iterations_seen[-1] > trial.iterations - 5:

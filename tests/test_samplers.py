@@ -25,11 +25,19 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 import catlib
-from catlib import CaseSampler, UniformSampler
+from catlib import CaseSampler, UniformSampler, samplers
 from catlib.kernels.tree import Forest
 
 FALSE_ALARM = 1e-4
-FORMS = pytest.mark.parametrize("tree", [False, True], ids=["sort", "tree"])
+FORMS = pytest.mark.parametrize("tree", ["sort", "tree", "top-k"], indirect=True)
+
+
+@pytest.fixture
+def tree(request, monkeypatch):
+    """The argument ``tree`` for a form of the draw; a GPU's, by top-k, stands in for the sort."""
+    if request.param == "top-k":
+        monkeypatch.setattr(samplers, "_SortStore", samplers._TopKStore)
+    return request.param == "tree"
 
 
 def with_weights(sampler, weights):
@@ -196,6 +204,41 @@ def test_both_forms_have_one_law(seed):
         (((often[0] * (1 - often[0])) + (often[1] * (1 - often[1]))) / draws).sqrt().clamp(min=1e-9)
     )
     assert ((often[0] - often[1]) / spread).abs().max() < stats.norm.isf(FALSE_ALARM / 40 / 2)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 10])
+def test_the_top_k_draws_what_the_sort_draws(monkeypatch, classes):
+    """From the same noise, whatever the sizes of the classes: the same examples.
+
+    Where examples of no weight must fill up a class, each form takes others of them.
+    """
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(classes, (500,), generator=generator).square() // max(1, classes - 1)
+    gains = torch.randn(500, generator=generator) * 4
+    has_weight = gains > 3
+    for log_weight in (None, lambda w: torch.where(w > 3, w, -torch.inf)):
+        drawn = []
+        for form in (samplers._SortStore, samplers._TopKStore):
+            with monkeypatch.context() as patched:
+                patched.setattr(samplers, "_SortStore", form)
+                sampler = CaseSampler(labels, 70, log_weight=log_weight, tree=False, seed=7)
+            with_weights(sampler, gains)
+            drawn.append([sampler.draw().sort().values for _ in range(30)])
+        for by_sort, by_top_k in zip(*drawn, strict=True):
+            assert len(by_top_k.unique()) == 70
+            assert torch.equal(labels[by_sort].bincount(), labels[by_top_k].bincount())
+            if log_weight is None:
+                assert torch.equal(by_sort, by_top_k)
+            else:
+                heavy = [batch[has_weight[batch]] for batch in (by_sort, by_top_k)]
+                assert torch.equal(*heavy)
+
+
+def test_the_top_k_needs_classes_of_similar_size():
+    """One class of a million beside a thousand small ones would make a matrix of 10^9."""
+    assert samplers._TopKStore.is_compact(np.array([6000] * 10))
+    assert samplers._TopKStore.is_compact(np.array([6742, 5421, 5958]))
+    assert not samplers._TopKStore.is_compact(np.array([1_000_000] + [10] * 1000))
 
 
 # balance
@@ -532,6 +575,19 @@ def test_log_weight_is_honoured_when_set_later_or_refused():
         large.log_weight = torch.neg
     assert large.log_weight is None
     large.log_weight = None
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_sampling_number_may_be_set_at_any_time(name):
+    sampler = SAMPLERS[name](torch.arange(100) % 7, 1)
+    for number in (1, sampler.n, 7):
+        sampler.sampling_number = number
+        batch = sampler.draw()
+        assert len(batch) == number == len(batch.unique())
+        assert len(list(sampler)) == sampler.n // number
+    with pytest.raises(ValueError, match=f"sampling_number is 0; it must .* 1..{sampler.n}"):
+        sampler.sampling_number = 0
+    assert sampler.sampling_number == 7
 
 
 def test_log_weight_does_not_reach_the_weights():

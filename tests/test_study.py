@@ -14,9 +14,12 @@ import torch
 
 from catlib import PGD, UniformSampler, build_model, load_data
 from catlib.data import data_root
+from catlib.lab import site
 from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
+from catlib.lab.batch import units as batch_units
+from catlib.lab.batch.engine import Failure, Pause
 from catlib.lab.runs import Trial, build_training, is_done, records_of, run
-from catlib.lab.study import plan, tables, work
+from catlib.lab.study import plan, tables, units, work
 
 TIMES = ["seconds"]
 
@@ -38,6 +41,18 @@ def piece(name, profile="smoke"):
     return next(piece for piece in plan.pieces_of(profile) if piece.name == name)
 
 
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    """A function: the study of some pieces, their runs in ``runs`` and their tables beside it."""
+
+    def run_study(*pieces, **options):
+        monkeypatch.setattr(work, "pieces_of", lambda *_: list(pieces))
+        places = {"runs": tmp_path / "runs", "results": tmp_path}
+        return work.study("smoke", **(places | options))
+
+    return run_study
+
+
 @pytest.mark.parametrize("scale", ["full", "tiny"])
 @pytest.mark.parametrize("profile", plan.profiles())
 def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
@@ -57,6 +72,9 @@ def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
             assert len({trial.id for _, trial in one.trials}) == len(one.trials), (
                 "two arms would share a run"
             )
+    kept = {t.id for one in pieces if one.options.get("keep_best") for _, t in one.trials}
+    others = {t.id for one in pieces if not one.options.get("keep_best") for _, t in one.trials}
+    assert not kept & others, "the weights of a shared run would be deleted"
 
 
 def test_every_control_has_at_least_five_seeds_on_the_cpu_and_three_on_a_gpu():
@@ -126,9 +144,9 @@ def test_new_settings_keep_the_ids_of_old_runs():
     assert Trial(train_size=100).id != Trial().id
 
 
-def test_a_table_holds_each_evaluation_once_and_says_where_it_is_from(tmp_path):
+def test_a_table_holds_each_evaluation_once_and_says_where_it_is_from(tmp_path, study):
     one = quick(piece("tables"))
-    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     path = tmp_path / f"{one.table}.csv"
     table, text = read(path), path.read_text()
     assert not table.duplicated(["arm", "seed", "iteration"]).any()
@@ -147,8 +165,65 @@ def test_a_table_holds_each_evaluation_once_and_says_where_it_is_from(tmp_path):
     ):
         assert word in text
     before = path.read_bytes()
-    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     assert path.read_bytes() == before
+
+
+def test_a_run_that_two_pieces_share_is_made_once_and_stands_in_both_tables(
+    tmp_path, study, capsys
+):
+    one = quick(piece("cheap"))
+    one = replace(one, trials=one.trials[:2])
+    other = replace(one, name="other", trials=one.trials[:1])
+    assert study(one, other)
+    assert "2/2" in capsys.readouterr().out
+    assert len(read(tmp_path / "smoke_cheap.csv")) == 2 * len(read(tmp_path / "smoke_other.csv"))
+
+
+def test_parts_of_a_study_are_together_the_whole(tmp_path, study):
+    one = quick(piece("cheap"))
+    one = replace(one, trials=one.trials[:3])
+    assert study(one, part="1/2")
+    assert len(list((tmp_path / "runs").glob("*/run.json"))) == 2
+    assert study(one, part="2/2")
+    assert len(read(tmp_path / "smoke_cheap.csv")) == 2 * 3
+    with pytest.raises(ValueError, match=r"shard is '3/2'"):
+        study(one, part="3/2")
+
+
+def test_a_run_that_fails_is_listed_and_the_others_and_the_tables_are_there(
+    tmp_path, study, monkeypatch
+):
+    one = quick(piece("audit"))
+    build = units.run
+
+    def fail_once(trial, *arguments, **options):
+        if trial == one.trials[0][1]:
+            raise ValueError("no such thing")
+        return build(trial, *arguments, **options)
+
+    monkeypatch.setattr(units, "run", fail_once)
+    with pytest.raises(Failure, match=r"1 runs failed.*\n.*error.txt"):
+        study(one)
+    [error] = (tmp_path / "runs").glob("*/error.txt")
+    assert error.read_text().startswith("ValueError: no such thing")
+    assert len(read(tmp_path / "smoke_audit.csv")) == 2 * (len(one.trials) - 1)
+    monkeypatch.setattr(units, "run", build)
+    assert study(one)
+    assert not error.exists()
+
+
+def test_what_a_study_lacks_is_said_before_anything_is_made(tmp_path, study):
+    one = quick(piece("audit"))
+    missing = tuple((arm, replace(trial, dataset="mnits")) for arm, trial in one.trials)
+    with pytest.raises(ValueError, match="the dataset 'mnits' cannot be used"):
+        study(replace(one, trials=missing))
+    with pytest.raises(ValueError, match="--workers is for processes on this machine"):
+        study(one, workers=2, scheduler="tcp://127.0.0.1:1")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"nothing can be written to .*with --results"):
+        study(one, results=tmp_path / "file" / "results")
+    assert not list(tmp_path.glob("*/*/run.json"))
 
 
 def test_when_the_time_is_up_the_study_stops_and_then_goes_on(tmp_path, monkeypatch):
@@ -208,7 +283,7 @@ def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
     assert all(is_done(path.parent) for path in (tmp_path / "killed").glob("*/run.json"))
 
 
-def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path):
+def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path, study):
     one = replace(
         piece("tables"),
         trials=(
@@ -224,7 +299,7 @@ def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path):
             ),
         ),
     )
-    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     assert "# diverged: AT, seed 0" in (tmp_path / f"{one.table}.csv").read_text()
     assert is_done(tmp_path / "runs" / one.trials[0][1].id)
 
@@ -234,9 +309,11 @@ def test_an_unknown_piece_is_refused_with_the_ones_there_are(tmp_path):
         work.study("smoke", ["nonsense"], runs=tmp_path, results=tmp_path)
 
 
-def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(tmp_path, capsys):
+def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(
+    tmp_path, capsys, study
+):
     one = quick(piece("audit"))
-    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     path = tmp_path / f"{one.table}.csv"
     whole = path.read_text()
     first = replace(one, trials=tuple((arm, replace(trial, seed=9)) for arm, trial in one.trials))
@@ -244,67 +321,91 @@ def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(t
     tables.write_table(first, tmp_path / "again", tmp_path)
     assert path.read_text() == whole
     assert "stays as it is" in capsys.readouterr().out
-    work.train(first, tmp_path / "again", tmp_path, float("inf"))
+    assert study(first, runs=tmp_path / "again")
     assert set(read(path).seed) == {9}
 
 
-def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path):
+def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path, study):
     one = quick(piece("similarity"))
-    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     table = read(tmp_path / "smoke_similarity.csv")
     assert set(table.arm) == {"AT", "CAT"}
     assert table["mean"].between(0, 1).all()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")}
-    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     assert stamps == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")
     }
 
 
-def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, monkeypatch):
+def pause(*_, **__):
+    raise Pause
+
+
+def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, monkeypatch, study):
     one = quick(piece("similarity"))
-    monkeypatch.setattr(
-        "catlib.lab.study.work.staleness", lambda *_, **__: (_ for _ in ()).throw(work.Pause)
-    )
-    with pytest.raises(work.Pause):
-        work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "staleness", pause)
+        assert not study(one)
     [measured] = (tmp_path / "runs").glob("*/neighbours.csv")
     stamp = measured.stat().st_mtime_ns
-    monkeypatch.undo()
-    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     assert measured.stat().st_mtime_ns == stamp
     assert set(read(tmp_path / "smoke_similarity_staleness.csv").arm) == {"AT", "CAT"}
 
 
-def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_path, monkeypatch):
+def long_and_finals():
+    """A piece with one long run, and the piece that judges its best and its last model."""
     long = quick(piece("tables"), final_restarts=0)
     long = replace(
         long, name="long", trials=long.trials[:1], options={"keep_best": True, "tiny": True}
     )
-    finals = replace(long, name="finals", kind="finals", options={"of": "long", "tiny": True})
-    monkeypatch.setattr(work, "pieces_of", lambda *_: [long, finals])
-    work.train(long, tmp_path / "runs", tmp_path, float("inf"))
-    with pytest.raises(work.Pause):
-        work.finals(finals, tmp_path / "runs", tmp_path, float("-inf"))
-    ticks = iter(
-        [*[float("inf")] * 3, *[float("-inf")] * 99]
-    )  # the time is up after three measurements
-    monkeypatch.setattr(
-        work, "stop_at", lambda _: next(ticks) < 0 and (_ for _ in ()).throw(work.Pause)
+    return long, replace(
+        long, name="finals", kind="finals", trials=(), options={"of": "long", "tiny": True}
     )
-    with pytest.raises(work.Pause):
-        work.finals(finals, tmp_path / "runs", tmp_path, 0)
+
+
+def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(
+    tmp_path, monkeypatch, study, capsys
+):
+    long, finals = long_and_finals()
+    assert study(long, finals, names=["finals"])
+    assert capsys.readouterr().out.count("needs a run that is not done") == 2
+    assert study(long, finals, names=["long"])
+    ticks = iter([False] * 3 + [True] * 99)  # the time is up after three measurements
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "stop_at", lambda _: next(ticks) and pause())
+        assert not study(long, finals)
     [kept] = (tmp_path / "runs").glob("*/finals-best.json")
-    assert len(json.loads(kept.read_text())) == 3
-    monkeypatch.setattr(work, "stop_at", lambda _: None)
-    work.finals(finals, tmp_path / "runs", tmp_path, 0)
+    begun = json.loads(kept.read_text())
+    assert len(begun["measured"]) == 3 and begun["status"] == "running"
+    begun["measured"]["accuracy"] = 0.123  # which would not come out again
+    kept.write_text(json.dumps(begun))
+    assert study(long, finals)
     table = read(tmp_path / "smoke_finals.csv")
     assert list(table.model) == ["best", "last"]
-    parts = json.loads(kept.read_text())
+    assert table.accuracy[0] == 0.123
+    parts = json.loads(kept.read_text())["measured"]
     assert table.autoattack[0] == pytest.approx(
         (parts["autoattack_0"] + parts["autoattack_4"]) / 2, abs=1e-4
     )
-    assert (table["pgd_20_2"] <= table["accuracy"]).all()
+    assert table["pgd_20_2"][1] <= table["accuracy"][1]
+    stamp = kept.stat().st_mtime_ns
+    assert study(long, finals)
+    assert kept.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_finals_in_processes_wait_for_their_run_and_a_failed_one_is_listed(tmp_path, study):
+    long, finals = long_and_finals()
+    assert study(long, finals, workers=2)
+    table = (tmp_path / "smoke_finals.csv").read_bytes()
+    [kept] = (tmp_path / "runs").glob("*/finals-last.json")
+    kept.unlink()
+    (kept.parent / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(Failure, match=r"1 runs failed.*\n.*finals-last.error.txt"):
+        study(long, finals, workers=2)
+    assert (tmp_path / "smoke_finals.csv").read_bytes() == table
 
 
 def test_a_part_of_the_training_images_is_the_first_ones():
@@ -453,7 +554,7 @@ def test_a_half_of_a_similarity_that_other_code_measured_is_not_kept_in_silence(
         return work.study("smoke", ["similarity"], runs=tmp_path, results=tmp_path, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(work, "staleness", lambda *_, **__: (_ for _ in ()).throw(work.Pause))
+        patched.setattr(units, "staleness", pause)
         assert not run_study()  # paused after the first half
     [measured] = tmp_path.glob("*/neighbours.csv")
     begun = measured.parent / "run.json"
@@ -470,32 +571,44 @@ def test_a_half_of_a_similarity_that_other_code_measured_is_not_kept_in_silence(
     assert run_study()
 
 
-def test_a_page_of_a_notebook_that_other_code_executed_is_refused_repeated_or_reused(
-    tmp_path, monkeypatch
+def test_a_notebook_that_other_code_executed_is_refused_repeated_or_reused(
+    tmp_path, monkeypatch, study
 ):
     one = piece("notebook_06", "paper")
-    executed = tmp_path / "notebooks" / "06_cat_versus_at.ipynb"
-    page = executed.with_suffix(".html")
-    record = executed.with_suffix(".code.json")
-    monkeypatch.setattr(work, "pieces_of", lambda *_: [one])
-    monkeypatch.setattr(work, "execute", lambda source, target, *_, **__: target.write_text("{}"))
-    monkeypatch.setattr(work, "write_site", lambda *_: page.write_text("new"))
+    page = tmp_path / "notebooks" / "06_cat_versus_at.html"
+    executed = []
 
-    def run_study(**options):
-        return work.study("smoke", ["notebook_06"], runs=tmp_path, results=tmp_path, **options)
+    def execute(source, output, values, cell_timeout):
+        executed.append(values["output_dir"])
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(f"{len(executed)}")
 
-    assert run_study()
-    assert {"catlib/gain.py", executed.name} <= set(json.loads(record.read_text()))
-    page.write_text("old")
-    assert run_study()
-    assert page.read_text() == "old", "of the same code, so it is used again"
+    monkeypatch.setattr(batch_units, "execute_or_fail", execute)
+    monkeypatch.setattr(batch_units, "check_datasets", lambda _: None)
+    monkeypatch.setattr(work, "check_datasets", lambda _: None)
+    monkeypatch.setattr(site, "write_site", lambda paths, _: page.write_text(paths[0].read_text()))
+    assert study(one)
+    [record] = (tmp_path / "runs").glob("06_cat_versus_at-*/notebook.json")
+    assert executed == [str(record.parent)], "its own runs lie in its folder"
+    assert {"catlib/gain.py", "06_cat_versus_at.ipynb"} <= set(
+        json.loads(record.read_text())["code"]
+    )
+    assert study(one)
+    assert page.read_text() == "1", "of the same code, so it is used again"
     record.write_text(record.read_text().replace('"catlib/gain.py": "', '"catlib/gain.py": "0'))
-    with pytest.raises(ValueError, match=r"06_cat_versus_at.ipynb; what differs: catlib/gain.py"):
-        run_study()
-    assert run_study(if_code_changed="reuse")
-    assert page.read_text() == "old"
-    assert run_study(if_code_changed="repeat")
-    assert page.read_text() == "new"
-    record.unlink()
-    with pytest.raises(ValueError, match="does not say what code it is of"):
-        run_study()
+    with pytest.raises(ValueError, match=r"06_cat_versus_at-.*; what differs: catlib/gain.py"):
+        study(one)
+    assert study(one, if_code_changed="reuse")
+    assert page.read_text() == "1"
+    assert study(one, if_code_changed="repeat")
+    assert page.read_text() == "2"
+
+
+@pytest.mark.slow
+def test_a_notebook_of_the_study_is_executed_and_its_page_lies_beside_the_tables(tmp_path, study):
+    one = next(p for p in plan.pieces_of("paper", "tiny") if p.name == "notebook_06")
+    assert not study(one, minutes=1 / 60), "a cell that the end of the time cuts off is no failure"
+    assert study(one, workers=1)
+    assert (tmp_path / "notebooks" / "06_cat_versus_at.html").stat().st_size > 10_000
+    assert (tmp_path / "notebooks" / "06_cat_versus_at.ipynb").exists()
+    assert list((tmp_path / "runs").glob("06_*/table.csv"))

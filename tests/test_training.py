@@ -14,11 +14,14 @@ from catlib import (
     CaseSampler,
     Training,
     UniformSampler,
+    accuracy,
     build_model,
     crop_and_flip,
     information_gain,
+    recalibrated,
     robust_accuracy,
 )
+from catlib.data import subset
 
 ATTACK = PGD(0.1, steps=2)
 
@@ -314,6 +317,53 @@ def test_evaluates_when_due_and_at_the_end(digits):
         training.model, images, labels, PGD(0.1, steps=20)
     )
     assert all(r.accuracy is None for r in take(make(digits), 5))
+
+
+def test_checks_may_be_spread_over_the_test_set(digits):
+    training = make(
+        digits,
+        iterations=4,
+        evaluate_every=4,
+        evaluation_size=60,
+        evaluation_subset="spread",
+        sampler=UniformSampler(digits.y_train, 32, seed=1),
+    )
+    *_, record = training
+    chosen = subset(digits.y_test, 60, "spread")
+    images, labels = digits.test(chosen)
+    assert len(labels) == 60 and not torch.equal(chosen, torch.arange(60))
+    assert record.accuracy == accuracy(training.model, images, labels)
+    judge = PGD(0.1, steps=20)
+    assert record.robust_accuracy == robust_accuracy(training.model, images, labels, judge)
+
+
+def test_a_recalibrated_evaluation_judges_a_copy_and_changes_nothing(digits, conv_net, same):
+    """Model, passes and what follows are as without it; the numbers are those of the copy."""
+
+    def build(recalibrate):
+        return Training(
+            conv_net(),
+            digits,
+            UniformSampler(digits.y_train, 32),
+            ATTACK,
+            evaluate_every=2,
+            evaluation_size=80,
+            recalibrate=recalibrate,
+            device="cpu",
+        )
+
+    plain, checked = build(0), build(200)
+    for ours, theirs in zip(take(plain, 6), take(checked, 6), strict=True):
+        assert (ours.loss, ours.passes) == (theirs.loss, theirs.passes)
+    assert same(plain.state_dict(), checked.state_dict())
+    calibration, _ = digits.train(subset(digits.y_train, 200, "spread"))
+    judged = recalibrated(checked.model, calibration)
+    images, labels = digits.test(slice(80))
+    judge = PGD(0.1, steps=20)
+    expected = (accuracy(judged, images, labels), robust_accuracy(judged, images, labels, judge))
+    assert checked.evaluate() == expected
+    assert same(checked.judged_model().state_dict(), judged.state_dict())
+    assert plain.judged_model() is plain.model
 
 
 def test_evaluation_changes_nothing(digits, same):

@@ -52,17 +52,23 @@ from catlib import (
 )
 
 from ..attacks import check_count
+from ..data import SUBSETS, data_root, find_data
 from ..files import remove_leftovers, write_whole
+from ..interrupts import deferred_interrupts
+from ..kernels.step import begin_compiled_run
+from ..models import check_width
 from ..ranks import find_ranks
-from ..training import choose_device
+from ..training import adversarial_cross_entropy, choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
+from .losses import MART, TRADES, KLAttack
 from .paths import ROOT
 from .sources import code_of, differing
 
 METHODS = ("AT", "CAT")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cyclic")
-CRAFTING = ("pgd", "n-fgsm", "free", "batch mean")
+CRAFTING = ("pgd", "n-fgsm", "free", "batch mean", "kl")
+LOSSES = ("cross-entropy", "trades", "mart")
 JUDGES = ("sign", "gradient", "batch mean")
 LEAST = {  # the smallest value of the settings that are counts
     "seed": 0,
@@ -76,10 +82,13 @@ LEAST = {  # the smallest value of the settings that are counts
     "evaluate_every": 0,
     "evaluation_size": 1,
     "evaluation_steps": 0,
+    "recalibrate": 0,
     "final_restarts": 0,
     "final_size": 1,
 }
 IF_CODE_CHANGED = ("refuse", "repeat", "reuse")
+# a checkpoint of a ResNet-18 is 90 MB: one after every evaluation could take as long as training
+CHECKPOINT_SECONDS = 60.0
 REPLACED = ".replaced-"  # in the name of a folder: a run that was put aside
 UNIFORM = 1e12  # a temperature at which all weights count the same
 
@@ -112,6 +121,7 @@ class Trial:
 
     dataset: str = "digits"
     model: str = "cnn"
+    width: int | None = None  # of a resnet18; None is 64, the published network
     method: str = "CAT"
     seed: int = 0
     iterations: int | None = 200  # None goes on for ever
@@ -133,23 +143,28 @@ class Trial:
     batch_norm: str = "eval"
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
     # or a cheap rival of catlib.lab.baselines: "n-fgsm", "free" (``steps`` are its replays),
-    # "batch mean"
+    # "batch mean"; or "kl", the attack of TRADES (catlib.lab.losses)
     crafting: str = "pgd"
-    # the update
+    # the update; "trades" and "mart" (catlib.lab.losses) use beta. TRADES as published is
+    # loss "trades" with crafting "kl"
+    loss: str = "cross-entropy"
+    beta: float = 6.0
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     weight_decay: float = 0.0
     schedule: str = "constant"  # or "cyclic": up to the learning rate and down to 0
     augment: bool = False
-    # the evaluation, on the first evaluation_size test images
+    # the evaluation, on evaluation_size test images: the "first" so many, or "spread" over them
     evaluate_every: int = 10
     evaluation_size: int = 500
+    evaluation_subset: str = "first"
+    recalibrate: int = 0  # training images for the statistics of batch norm; 0 keeps its own
     evaluation_steps: int = 20
     evaluation_epsilon: float | None = None  # None is that of training
     evaluation_rule: str = "sign"  # a rule of PGD, or "batch mean"
     # at the end, PGD-20 with so many restarts on the whole test set; 0 is none
     final_restarts: int = 0
-    final_size: int | None = None  # the first so many test images instead
+    final_size: int | None = None  # so many test images instead, chosen in the same way
     # the machine
     device: str = "auto"
     precision: str = "auto"
@@ -170,13 +185,21 @@ class Trial:
         self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("crafting", CRAFTING)
+        self._check_choice("loss", LOSSES)
+        self._check_choice("evaluation_subset", SUBSETS)
         self._check_choice("evaluation_rule", JUDGES)
-        for name in ("learning_rate", "weight_decay"):
+        for name in ("learning_rate", "weight_decay", "beta"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
         if self.crafting == "free" and self.steps == 0:
             raise ValueError("steps is 0; with crafting 'free' it must be at least 1, the replays.")
+        check_width(self.model, self.width)
+        if self.crafting == "kl" and (self.norm != "linf" or self.restarts != 1):
+            raise ValueError(
+                f"norm is {self.norm!r} and restarts is {self.restarts}; the attack of TRADES, "
+                "crafting 'kl', has the norm 'linf' and 1 restart."
+            )
         if self.schedule == "cyclic" and self.iterations is None:
             raise ValueError("iterations is None; a cyclic schedule must know where it ends.")
         self.attack()  # these check the settings of PGD
@@ -201,6 +224,8 @@ class Trial:
                 chosen[field.name] = value
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
         names = f"{_as_file_name(self.dataset)}-{_as_file_name(self.model)}"
+        if self.width is not None:
+            names += f"-w{self.width}"
         beginning = f"{names}-{self.method}-k{self.sampling_number}"
         return f"{beginning}-s{self.seed}-{digest}"
 
@@ -250,8 +275,8 @@ def _as_file_name(name: str) -> str:
 def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """The Training that a trial describes, before its first iteration."""
     device = choose_device(trial.device)
-    data = _first_images(load_data(trial.dataset).to(device), trial.train_size)
-    model = build_model(trial.model, data, seed=trial.seed).to(device)
+    data = _first_images(_data_on(device, trial.dataset), trial.train_size)
+    model = build_model(trial.model, data, seed=trial.seed, width=trial.width).to(device)
     optimizer = _build_optimizer(trial, model)
     kind = FreeTraining if trial.crafting == "free" else Training
     return kind(
@@ -264,8 +289,11 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         iterations=trial.iterations,
         evaluate_every=trial.evaluate_every,
         evaluation_size=trial.evaluation_size,
+        evaluation_subset=trial.evaluation_subset,
+        recalibrate=trial.recalibrate,
         evaluation_attack=trial.judge(),
         augment=crop_and_flip if trial.augment else None,
+        loss=_build_loss(trial),
         seed=trial.seed,
         device=device,
         precision=trial.precision,
@@ -274,12 +302,33 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
     )
 
 
-def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean:
-    """The attack that a trial trains with: its PGD, or the rival that ``crafting`` names."""
+# the data of the last trial, which the next one in this process will mostly want, too
+_last_data: dict[tuple, Data] = {}
+
+
+def _data_on(device: torch.device, dataset: str) -> Data:
+    """The data of this name on a device, read once as long as their file stays as it is."""
+    path = find_data(dataset)
+    if path is None and dataset != "digits":
+        path = data_root() / f"{dataset}.npz"
+    if path is not None and not path.is_file():
+        return load_data(dataset).to(device)  # a folder of images, or a file to be downloaded first
+    written = (path, path.stat().st_mtime_ns, path.stat().st_size) if path is not None else None
+    key = (dataset, written, device)
+    if key not in _last_data:
+        _last_data.clear()
+        _last_data[key] = load_data(dataset).to(device)
+    return _last_data[key]
+
+
+def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean | KLAttack:
+    """The attack that a trial trains with: its PGD, or what ``crafting`` names."""
     if trial.crafting == "n-fgsm":
         return NFGSM(trial.epsilon, trial.step_size or trial.epsilon)
     if trial.crafting == "batch mean":
         return BatchMean(trial.epsilon, trial.steps)
+    if trial.crafting == "kl":
+        return KLAttack(trial.epsilon, trial.attack().step_size, trial.steps)
     return replace(trial.attack(), compile=trial.compile)
 
 
@@ -299,6 +348,14 @@ def _build_sampler(trial: Trial, labels: Tensor) -> UniformSampler | CaseSampler
         log_weight=WEIGHTINGS[trial.weighting],
         seed=trial.seed,
     )
+
+
+def _build_loss(trial: Trial) -> Callable[..., tuple[Tensor, Tensor]]:
+    if trial.loss == "trades":
+        return TRADES(trial.beta)
+    if trial.loss == "mart":
+        return MART(trial.beta)
+    return adversarial_cross_entropy
 
 
 def _build_optimizer(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
@@ -350,7 +407,9 @@ def records_of(trial: Trial, training: Training) -> Iterator[Record]:
         yield record
 
 
-def _at_share_of_epsilon(attack: PGD | NFGSM | BatchMean, share: float) -> PGD | NFGSM | BatchMean:
+def _at_share_of_epsilon(
+    attack: PGD | NFGSM | BatchMean | KLAttack, share: float
+) -> PGD | NFGSM | BatchMean | KLAttack:
     epsilon = share * attack.epsilon
     if isinstance(attack, BatchMean):  # which has no step size
         return replace(attack, epsilon=epsilon)
@@ -371,6 +430,10 @@ def run(
     wait: float | None = None,
 ) -> Path:
     """Run a trial to its end, from its last checkpoint if there is one.
+
+    A checkpoint is written after an evaluation if the last one is at least
+    :data:`CHECKPOINT_SECONDS` old, when Ctrl-C or an error of ``observe`` stops the run, and at the
+    end. A run that was killed drops the records after its last checkpoint, and makes them again.
 
     Args:
         trial: the settings. All is checked before anything is written.
@@ -407,6 +470,8 @@ def run(
     folder = Path(root) / trial.id
     if _is_usable(folder, trial, if_code_changed):
         return folder
+    if trial.compile:
+        begin_compiled_run()
     training = build_training(trial, progress=progress)
     with _only_one_process(folder, wait):
         # another process may have finished it in the meantime
@@ -416,15 +481,41 @@ def run(
             put_aside(folder)
         history = _new_or_resumed(folder, trial, training, if_code_changed)
         write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
-        for record in records_of(trial, training):
-            history.last = record
-            if record.accuracy is not None:
-                history.add(record, training)
-                history.save(folder, trial, training)
-            if observe is not None:
-                observe(training, record)
+        _train(folder, trial, training, history, observe)
         _finish(folder, trial, training, history)
     return folder
+
+
+def _train(
+    folder: Path,
+    trial: Trial,
+    training: Training,
+    history: "_History",
+    observe: Callable[[Training, Record], object] | None,
+) -> None:
+    """Train to the last iteration, and write records and checkpoints on the way."""
+    observing = False
+    # Ctrl-C waits for a moment at which the training and its records agree
+    with deferred_interrupts() as interrupts:
+        try:
+            for record in records_of(trial, training):
+                history.last = record
+                if record.accuracy is not None:
+                    history.add(record, training)
+                    history.write_records(folder)
+                    if history.checkpoint_is_due():
+                        history.save_checkpoint(folder, trial, training)
+                if observe is not None:
+                    observing = True
+                    with interrupts.allowed():
+                        observe(training, record)
+                    observing = False
+                interrupts.poll()
+        except BaseException as error:
+            # after another error, as of a step of the optimizer, the training may be half done
+            if observing or isinstance(error, KeyboardInterrupt):
+                history.save_checkpoint(folder, trial, training)
+            raise
 
 
 def _is_usable(folder: Path, trial: Trial, if_code_changed: str) -> bool:
@@ -527,6 +618,7 @@ class _History:
         records: the rows of records.csv.
         stretches: where and by what code the run was begun and gone on with, in order.
         last: the record of the last iteration.
+        batch_accuracy: the share of the last batch that was classified right, before its update.
     """
 
     def __init__(
@@ -538,7 +630,10 @@ class _History:
         self.records = records
         self.stretches = stretches
         self.last: Record | None = None
+        self.batch_accuracy: float | None = None
         self._started = time.perf_counter() - wall_seconds
+        self._saved_at = time.monotonic()  # when the last checkpoint was written or read
+        self._saved_records = -1  # how many records it holds; none is known of yet
 
     @property
     def wall_seconds(self) -> float:
@@ -556,32 +651,53 @@ class _History:
         return {**provenance(trial, training), "stretches": self.stretches}
 
     def add(self, record: Record, training: Training) -> None:
-        batch = training.batch
-        assert batch is not None, "a record comes with its batch"
-        right = batch.logits.argmax(1) == batch.labels  # before the update
-        batch_accuracy = right.double().mean().item()
-        self.records.append({**asdict(record), "batch_accuracy": batch_accuracy})
+        self._look_at_batch(training)
+        self.records.append({**asdict(record), "batch_accuracy": self.batch_accuracy})
 
-    def save(self, folder: Path, trial: Trial, training: Training) -> None:
-        """Write records.csv and checkpoint.pt.
+    def _look_at_batch(self, training: Training) -> None:
+        # there is none after a checkpoint was loaded, whose own value then stands
+        if training.batch is not None:
+            right = training.batch.logits.argmax(1) == training.batch.labels
+            self.batch_accuracy = right.double().mean().item()
 
-        The checkpoint comes last: a run that is killed between the two files goes on from the
-        checkpoint before, and writes both again.
+    def checkpoint_is_due(self) -> bool:
+        """Whether the last checkpoint is old enough for another one."""
+        return time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+
+    def checkpoint_is_whole(self) -> bool:
+        """Whether the last checkpoint holds every record there is."""
+        return self._saved_records == len(self.records)
+
+    def write_records(self, folder: Path) -> None:
+        """Write records.csv; there is none as long as there are no records."""
+        path = folder / "records.csv"
+        if self.records:
+            write_whole(path, pd.DataFrame(self.records).to_csv(index=False).encode())
+        else:
+            path.unlink(missing_ok=True)
+
+    def save_checkpoint(self, folder: Path, trial: Trial, training: Training) -> None:
+        """Write checkpoint.pt, from which a run that is killed goes on.
+
+        It holds the records as well, so that the run has those of its own past alone.
         """
+        self._look_at_batch(training)
         state = {
             "id": trial.id,
             "training": training.state_dict(),
             "records": self.records,
             "stretches": self.stretches,
             "wall_seconds": self.wall_seconds,
+            # for a record that waits for its evaluation
+            "batch_accuracy": self.batch_accuracy,
         }
 
         def save_state(path: Path) -> None:
             torch.save(state, path)
 
-        table = pd.DataFrame(self.records)
-        write_whole(folder / "records.csv", table.to_csv(index=False).encode())
         write_whole(folder / "checkpoint.pt", save_state)
+        self._saved_at = time.monotonic()
+        self._saved_records = len(self.records)
 
 
 def _new_or_resumed(
@@ -611,6 +727,8 @@ def _new_or_resumed(
     else:
         training.load_state_dict(state["training"])
         history = _History(state["records"], state["stretches"], state["wall_seconds"])
+        history.batch_accuracy = state.get("batch_accuracy")
+    history.write_records(folder)  # without those after the checkpoint, which are made again
     history.begin_stretch(trial, training)
     return history
 
@@ -637,13 +755,16 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
     if history.last is not None and history.last.accuracy is None:
         # of a run without evaluations, the last record is kept
         history.add(history.last, training)
-        history.save(folder, trial, training)
+        history.write_records(folder)
+    if not history.checkpoint_is_whole():
+        history.save_checkpoint(folder, trial, training)
     final = {}
     if trial.final_restarts:
-        images, labels = training.data.test(slice(trial.final_size))
+        model = training.judged_model()
+        images, labels = training.test_images(trial.final_size)
         judge = trial.judge(trial.final_restarts)
-        final["accuracy"] = accuracy(training.model, images, labels)
-        final["robust_accuracy"] = robust_accuracy(training.model, images, labels, judge)
+        final["accuracy"] = accuracy(model, images, labels)
+        final["robust_accuracy"] = robust_accuracy(model, images, labels, judge)
     info = {
         "status": "done",
         **history.origin(trial, training),

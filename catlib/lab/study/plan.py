@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
+from ..batch.units import combinations
 from ..runs import Trial
 
 CONFIGURATION = Path(__file__).with_name("study.toml")
@@ -87,8 +88,6 @@ def make_trials(profile_settings: dict, entry: dict, tiny: dict) -> list[tuple[s
 
     The seed changes last, so that arms which are compared by seed finish close together.
     """
-    from sklearn.model_selection import ParameterGrid  # takes a second to import
-
     settings = profile_settings | {key: entry[key] for key in entry if key in SETTINGS}
     grid = entry.get("grid", {})
     seeds = entry.get("seeds", 0)
@@ -97,7 +96,7 @@ def make_trials(profile_settings: dict, entry: dict, tiny: dict) -> list[tuple[s
         seeds = min(seeds, 1)
     trials = []
     for seed in range(seeds):
-        for combination in ParameterGrid(grid):
+        for combination in combinations(grid):
             for arm in entry.get("arms", ()):
                 changed = configuration()["arms"][arm] | combination | {"seed": seed}
                 trials.append((arm, make_trial(settings | changed, tiny)))
