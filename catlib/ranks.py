@@ -183,8 +183,10 @@ class Ranks:
                     f"rank {rank} of {self.count} stopped with {failure}. "
                     f"So rank {self.rank} stops, too."
                 )
-        first = reports[0][1]
-        names = [name for name in first if len({facts[name] for _, facts in reports}) > 1]
+        # a rank that is elsewhere, as in an evaluation that no other makes, has none of these facts
+        all_facts = [facts for _, facts in reports]
+        names = sorted(set().union(*all_facts))
+        names = [name for name in names if len({facts.get(name) for facts in all_facts}) > 1]
         return (
             f"the {self.count} ranks do not have the same {', '.join(names)}. Every rank must "
             "build the same Training, with the same data, sampler and seeds, and load the same "

@@ -183,15 +183,14 @@ class Training(Iterator[Record]):
             evaluation_attack = replace(attack, steps=20, step_size=None)
         if evaluation_attack is None and evaluate_every:
             raise ValueError(NO_JUDGE)
-        wrapper = None
-        if isinstance(model, DistributedDataParallel):
-            wrapper = model
-            model = wrapper.module
+        wrapper = model if isinstance(model, DistributedDataParallel) else None
+        if wrapper is not None:
             if compile:
                 raise ValueError(
                     "compile is True, and the model is in DistributedDataParallel already; give "
                     "the model itself: Training wraps it."
                 )
+            model = wrapper.module
         self.ranks = find_ranks(ranks)
         self.device = choose_device(device)
         self.model = model.to(self.device)
@@ -231,7 +230,8 @@ class Training(Iterator[Record]):
             facts["evaluate_every"] = evaluate_every
             facts["evaluation_size"] = evaluation_size
             facts["training labels"] = data.y_train
-        # the network of the update; an attack needs no gradient of the parameters, nor other ranks
+        # the network of the update; attacks use the one inside, as torch.autograd.grad does not go
+        # through DistributedDataParallel
         self._trained = self.ranks.wrap(self._network, wrapper)
 
         self._batches = iter(sampler)

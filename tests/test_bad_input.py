@@ -857,6 +857,7 @@ TABLE = {
         "steps without",
     ),
     "no seed of a training": (training(seed=None), ValueError, "None", "integer of at least 0"),
+    "unknown ranks": (training(ranks="both"), ValueError, "both", "auto, alone"),
     "a negative seed": (training(seed=-1), ValueError, "-1", "integer of at least 0"),
     "negative iterations": (training(iterations=-3), ValueError, "-3", "at least 0"),
     "iterations as a float": (training(iterations=1e3), ValueError, "1000.0", "an integer"),

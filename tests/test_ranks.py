@@ -16,7 +16,7 @@ from catlib.lab.baselines import FreeTraining
 from catlib.lab.runs import Trial, run
 from catlib.ranks import Ranks
 
-PATIENCE = 60  # seconds that a rank may take for an answer; most of it is for a busy machine
+PATIENCE = 300  # seconds that a rank may take for an answer: its start takes long on a busy machine
 
 
 # ---- two processes that do what a test asks of them, over and over ----
@@ -93,9 +93,9 @@ def two_ranks(processes):
 
 
 class Small(nn.Module):
-    """Two linear layers, and a batch norm and dropout if asked for."""
+    """Two linear layers, with a batch norm and dropout, or a layer without use, if asked for."""
 
-    def __init__(self, norm=False):
+    def __init__(self, norm=False, spare=False):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -104,19 +104,39 @@ class Small(nn.Module):
                 nn.Sequential(nn.BatchNorm1d(24), nn.Dropout(0.3)) if norm else nn.Identity()
             )
             self.head = nn.Linear(24, 10)
+            self.spare = nn.Linear(3, 3) if spare else None
 
     def forward(self, x):
         return self.head(self.norm(self.hidden(x.flatten(1))).relu())
 
 
+class InDouble(nn.Module):
+    """A network that computes in float64.
+
+    A share of a batch rounds otherwise than the whole. In float32 that could give a pixel's slope
+    another sign, and PGD another image.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network.double()
+
+    def forward(self, x):
+        return self.network(x.double())
+
+
 def build(model="small", ranks="auto", wrapped=False, **options):
     data = catlib.load_data("digits")
-    network = catlib.build_model("cnn", data, seed=1) if model == "cnn" else Small(model == "norm")
+    if model == "cnn":
+        network = catlib.build_model("cnn", data, seed=1)
+    else:
+        network = Small(norm=model == "norm", spare=model == "spare")
+    network = InDouble(network)
     # 33 examples: two ranks have 17 and 16
     sampler = catlib.CaseSampler(data.y_train, options.pop("sampling_number", 33), seed=1)
     optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
     if wrapped:
-        network = DistributedDataParallel(network)
+        network = DistributedDataParallel(network, find_unused_parameters=True)
     options = {"attack": catlib.PGD(0.1, steps=2), "device": "cpu"} | options
     return catlib.Training(network, data, sampler, optimizer=optimizer, ranks=ranks, **options)
 
@@ -158,8 +178,8 @@ def close_to(ours, theirs):
     assert all(map(torch.equal, ours.draws, theirs.draws))
     for gain, other in zip(ours.gains, theirs.gains, strict=True):
         torch.testing.assert_close(gain, other, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.parameters, theirs.parameters, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.adversarial, theirs.adversarial, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.parameters, theirs.parameters, rtol=0, atol=1e-9)
+    torch.testing.assert_close(ours.adversarial, theirs.adversarial, rtol=0, atol=1e-6)
     for record, other in zip(ours.records, theirs.records, strict=True):
         assert record.loss == pytest.approx(other.loss, rel=1e-5)
         assert counts(record) == counts(other)
@@ -191,7 +211,7 @@ RUNS = {
     "cnn": {"model": "cnn", "augment": catlib.crop_and_flip, "evaluate_every": 25},
     "l2, restarts": {"attack": catlib.PGD(0.8, steps=2, restarts=3, norm="l2", batch_size=70)},
     "early stop": {"attack": catlib.PGD(0.1, steps=2, restarts=2, early_stop=True)},
-    "wrapped by the user": {"wrapped": True},
+    "wrapped by the user": {"model": "spare", "wrapped": True},
 }
 
 
@@ -351,13 +371,16 @@ def differ(what):
     training = build()
     if what == "draw":
         training.sampler.generator.manual_seed(7 if second else 1)
+    if what == "draw, iteration":  # one is at an evaluation, the other at the next draw
+        training.evaluate_every = 1 if second else 0
+        next(training)
     if what == "iteration" and second:
         training.load_state_dict(train({"ranks": "alone"}, 1).state)
     return next(training)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["seed", "evaluate_every", "draw", "iteration"])
+@pytest.mark.parametrize("what", ["seed", "evaluate_every", "draw", "iteration", "draw, iteration"])
 def test_ranks_that_differ_are_refused(two_ranks, what):
     for error in two_ranks.ask(differ, what):
         assert error.startswith("RuntimeError: the 2 ranks do not have the same ")
@@ -426,7 +449,7 @@ def lose_rank_1():
     def fail(_):
         raise Lost("no memory left")
 
-    training.model.head.weight.register_hook(fail)
+    training.model.network.head.weight.register_hook(fail)
     said = []
     for _ in range(2):
         try:
@@ -481,8 +504,7 @@ def test_one_process_does_nothing_for_its_ranks():
     ],
     ids=str,
 )
-def test_a_share_is_attacked_as_in_the_whole_batch(digits, classifier, count, options):
-    """In float64, so that no gradient of another batch size rounds to another sign."""
+def test_a_share_is_attacked_as_in_the_whole_batch(digits, count, options):
     images, labels = digits.train(slice(11))
     images = images.double()
     model = Small().double()
