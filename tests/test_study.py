@@ -14,6 +14,7 @@ import torch
 
 from catlib import PGD, UniformSampler, build_model, load_data
 from catlib.data import data_root
+from catlib.lab import site
 from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
 from catlib.lab.runs import Trial, build_training, is_done, records_of, run
 from catlib.lab.study import plan, tables, work
@@ -479,7 +480,7 @@ def test_a_page_of_a_notebook_that_other_code_executed_is_refused_repeated_or_re
     record = executed.with_suffix(".code.json")
     monkeypatch.setattr(work, "pieces_of", lambda *_: [one])
     monkeypatch.setattr(work, "execute", lambda source, target, *_, **__: target.write_text("{}"))
-    monkeypatch.setattr(work, "write_site", lambda *_: page.write_text("new"))
+    monkeypatch.setattr(site, "write_site", lambda *_: page.write_text("new"))
 
     def run_study(**options):
         return work.study("smoke", ["notebook_06"], runs=tmp_path, results=tmp_path, **options)

@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
-
-from tqdm import tqdm
+from typing import Any, Protocol, Self
 
 from ...files import write_whole
 
@@ -384,6 +382,14 @@ def note_error(result: Result) -> None:
         print(f"{path} could not be written: {error}", file=sys.stderr)
 
 
+def bar_of(total: int) -> Any:
+    """A bar for a terminal."""
+    from tqdm import tqdm
+
+    form = "{n_fmt}/{total_fmt} |{bar:20}| {desc}"
+    return tqdm(total=total, bar_format=form, leave=False)
+
+
 class Progress:
     """A line for every job that ends; on a terminal also a bar with what is running."""
 
@@ -393,23 +399,20 @@ class Progress:
         self.running: list[str] = []
         self.seconds: list[float] = []
         self.failed = 0
-        self.bar = tqdm(
-            total=total,
-            disable=not sys.stderr.isatty(),
-            bar_format="{n_fmt}/{total_fmt} |{bar:20}| {desc}",
-            leave=False,
-        )
+        self.bar = bar_of(total) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def started(self, job: Job) -> None:
         if job.name not in self.running:
             self.running.append(job.name)
-        self.bar.set_description_str(self.state())
+        if self.bar is not None:
+            self.bar.set_description_str(self.state())
 
     def finished(self, result: Result) -> None:
         self.running.remove(result.job.name)
@@ -417,11 +420,14 @@ class Progress:
         self.failed += result.failed
         line = f"{len(self.seconds):>4}/{self.total}  {result.outcome:<8}"
         line += f"{result.seconds:6.0f} s  {result.job.name}"
-        if self.bar.disable:
+        if self.bar is None:
             line += f"   ({self.state()})"
         if result.failed:
             line += f"\n    {result.error}"
-        tqdm.write(line, file=sys.stdout)
+        if self.bar is None:
+            print(line, flush=True)
+            return
+        self.bar.write(line, file=sys.stdout)  # above the bar
         sys.stdout.flush()
         self.bar.update()
         self.bar.set_description_str(self.state())
@@ -430,7 +436,7 @@ class Progress:
         parts = [f"{len(self.running)} running", f"{self.failed} failed"]
         if self.seconds and len(self.seconds) < self.total:
             parts.append(f"about {self.time_left()} left")
-        if not self.bar.disable:
+        if self.bar is not None:
             parts.append(", ".join(self.running))
         return ", ".join(parts)
 

@@ -4,6 +4,7 @@ A job that is saved is never repeated, so a study that was paused or killed goes
 that is not.
 """
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,13 @@ from ...files import write_whole
 from ..batch import execute, parameter_names
 from ..batch.engine import Failure, Job, Pause, Processes, Result, ThisProcess, run_jobs
 from ..batch.units import NotebookUnit
-from ..judge import AUTOATTACK_PART, Measurement, measurements, together
+from ..judge import (
+    AUTOATTACK_PART,
+    Measurement,
+    autoattack_is_installed,
+    measurements,
+    together,
+)
 from ..paths import NOTEBOOKS, RESULTS, ROOT
 from ..runs import (
     IF_CODE_CHANGED,
@@ -28,6 +35,7 @@ from ..runs import (
     build_training,
     changed_code,
     is_done,
+    only_one_process,
     provenance,
     put_aside,
     read_run,
@@ -35,13 +43,28 @@ from ..runs import (
     write_json,
 )
 from ..similarity import neighbour_similarity, staleness
-from ..site import write_site
 from ..sources import differing
 from .plan import Piece, pieces_of
 from .tables import Finished, finished_in, finished_runs, write_result, write_table
 
 Where = ThisProcess | Processes
 HERE = ThisProcess()
+
+# what a notebook imports, and what executes it and makes a page of it
+NOTEBOOK_PACKAGES = (
+    "papermill",
+    "nbclient",
+    "nbformat",
+    "nbconvert",
+    "ipykernel",
+    "ipywidgets",
+    "anywidget",
+    "matplotlib",
+    "plotly",
+    "bs4",
+    "latex2mathml",
+)
+INSTALL = "pip install -e '.[notebooks]' brings them; the same command then does the rest."
 
 
 def study(
@@ -69,8 +92,9 @@ def study(
     Returns: True when all of it is done, False when the time was up before.
 
     Raises:
-        ValueError: there is no such profile, or it has no piece of one of the names; or there are
-            runs of other code, and they are to be refused.
+        ValueError: there is no such profile, or it has no piece of one of the names; or a piece of
+            ``names`` needs packages that are not installed (without ``names`` it is left out, and
+            said to be); or there are runs of other code, and they are to be refused.
         Failure: some runs failed; all others were done before.
     """
     runs, results = folders(profile, scale, runs, results)
@@ -82,7 +106,7 @@ def study(
             f"{profile} has no piece {', '.join(sorted(unknown))}; "
             f"it has: {', '.join(piece.name for piece in pieces)}."
         )
-    chosen = [piece for piece in pieces if not names or piece.name in names]
+    chosen = possible([piece for piece in pieces if not names or piece.name in names], names)
     settle_other_code(chosen, runs, results, if_code_changed)
     failed: list[Result] = []
     try:
@@ -95,6 +119,35 @@ def study(
         files = "".join(f"\n    {result.job.error_file}" for result in failed)
         raise Failure(f"{len(failed)} runs failed; why, is said in{files}")
     return True
+
+
+def possible(pieces: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
+    """The pieces whose packages are installed; what the others lack is printed in a sentence.
+
+    Raises: ValueError: one of the others is among ``names``, the pieces that were asked for.
+    """
+    lacking = {piece.name: lacking_packages(piece) for piece in pieces}
+    impossible = {name: packages for name, packages in lacking.items() if packages}
+    listed = "; ".join(f"{name} ({', '.join(packages)})" for name, packages in impossible.items())
+    if set(names) & set(impossible):
+        raise ValueError(f"packages are missing here for {listed}. {INSTALL}")
+    if impossible:
+        print(f"Left out, as packages are missing here: {listed}. {INSTALL}", flush=True)
+    without_autoattack = [piece.name for piece in pieces if piece.kind == "finals"]
+    if without_autoattack and not autoattack_is_installed():
+        print(
+            f"Measured without AutoAttack, as pyautoattack is missing here: "
+            f"{', '.join(without_autoattack)}. {INSTALL}",
+            flush=True,
+        )
+    return [piece for piece in pieces if piece.name not in impossible]
+
+
+def lacking_packages(piece: Piece) -> list[str]:
+    """The packages that a piece cannot do without and that are not installed."""
+    if piece.kind != "notebook":
+        return []
+    return [name for name in NOTEBOOK_PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def settle_other_code(
@@ -162,6 +215,13 @@ def progress(profile: str, scale: str, runs: Path | None = None) -> Iterator[tup
     for piece in pieces_of(profile, scale):
         done = [is_done(run_folder(piece, runs, trial)) for _, trial in piece.trials]
         yield piece, sum(done)
+
+
+def time_left(deadline: float) -> float | None:
+    """Seconds until the monotonic clock is at ``deadline``; None if there is none."""
+    if deadline == float("inf"):
+        return None
+    return max(0.0, deadline - time.monotonic())
 
 
 def stop_at(deadline: float) -> None:
@@ -244,7 +304,9 @@ def train_one(trial: Trial, runs: Path, deadline: float, *, keep_best: bool) -> 
     outcome = "done"
     try:
         # runs of other code were refused, put aside or accepted before anything began
-        run(trial, runs, observe=observe, if_code_changed="reuse")
+        run(trial, runs, observe=observe, if_code_changed="reuse", wait=time_left(deadline))
+    except TimeoutError:  # another process has this run, of this piece or of one that shares it
+        raise Pause from None
     except FloatingPointError as error:  # this is a result of the study, not a failure of the run
         record_divergence(trial, folder, error)
         outcome = "diverged"
@@ -270,12 +332,13 @@ def save_if_best(training: Training, iteration: int, robust_accuracy: float, pat
 
 def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
     """A run whose loss became NaN or infinite ends there: it is done, with its records so far."""
-    if not (folder / "records.csv").exists():
-        columns = [*(field.name for field in fields(Record)), "batch_accuracy"]
-        write_whole(folder / "records.csv", (",".join(columns) + "\n").encode())
     info = provenance(trial, build_training(trial))
     ending = {"diverged": str(error), "final": {}}
-    write_json(folder / "run.json", {"status": "done", **info, **ending})
+    with only_one_process(folder, wait=None):
+        if not (folder / "records.csv").exists():
+            columns = [*(field.name for field in fields(Record)), "batch_accuracy"]
+            write_whole(folder / "records.csv", (",".join(columns) + "\n").encode())
+        write_json(folder / "run.json", {"status": "done", **info, **ending})
 
 
 # ------------------------------------------------------------------ similarity: Fig. 1
@@ -305,7 +368,12 @@ class SimilarityJob:
         return self.folder / "error.txt"
 
     def run(self) -> None:
-        measure_similarity(self.piece, self.trial, self.folder, self.deadline)
+        try:
+            with only_one_process(self.folder, time_left(self.deadline)):
+                if not is_done(self.folder):  # another process may have been here
+                    measure_similarity(self.piece, self.trial, self.folder, self.deadline)
+        except TimeoutError:
+            raise Pause from None
 
 
 def similarity(
@@ -453,6 +521,8 @@ def notebook(
         files.record.parent.mkdir(parents=True, exist_ok=True)
         write_json(files.record, files.code())
         execute_notebook(piece, files.executed, runs, deadline)
+    from ..site import write_site  # it needs packages that a machine for training may lack
+
     write_site([files.executed], files.executed.parent)
     print(f"{piece.table}: {files.executed.name}, {files.page.name}", flush=True)
     return []
@@ -529,7 +599,9 @@ def judge_run(one: Finished, options: dict, deadline: float) -> list[dict]:
 
 
 def autoattack_size(options: dict) -> int:
-    """How many test images AutoAttack is given."""
+    """How many test images AutoAttack is given; none where it is not installed."""
+    if not autoattack_is_installed():
+        return 0
     return 8 if options["tiny"] else options["autoattack_size"]
 
 
