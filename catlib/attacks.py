@@ -203,7 +203,7 @@ class PGD:
                 # Numbers would be constants of the graph, and every new value would need a graph of
                 # its own. As tensors they are inputs of one graph.
                 ball = ball_around(images, _as_tensor(self.epsilon, images), self.norm)
-                eta = None if eta is None else _as_tensor(eta, images)
+                eta = None if self._eta is None else _as_tensor(self._eta, images)
                 # the same three functions as one graph
                 with compiled_step(
                     network.model,
@@ -392,10 +392,11 @@ def ascend(x: Tensor, slope: Tensor, ball: LinfBall | L2Ball, eta: float | Tenso
     Returns: what :func:`project` takes: in a linf ball the image $x + \delta$, whose pixels it
         clamps; in an l2 ball the perturbation $\delta$, whose length it needs.
     """
-    if isinstance(ball, LinfBall) and isinstance(eta, Tensor):
-        return x + eta * slope.sign_()
     if isinstance(ball, LinfBall) and eta is not None:
-        return x.add(slope.sign_(), alpha=eta)  # in one pass; the sign of NaN is 0
+        sign = slope.sign_()  # of NaN it is 0
+        if isinstance(eta, Tensor):
+            return x + eta * sign
+        return x.add(sign, alpha=eta)  # in one pass
     slope = slope.nan_to_num_(nan=0.0).clamp_(-LARGE, LARGE)
     if isinstance(ball, LinfBall):
         return x.add(slope)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 from .attacks import PGD, check_adversarial, check_count, check_logits
 from .data import SUBSETS, Data, subset
@@ -605,10 +604,12 @@ class _ProgressBar:
 
     def __init__(self, iterations: int | None):
         self._iterations = iterations
-        self._bar: tqdm | None = None
+        self._bar: Any = None
 
     def show(self, record: Record) -> None:
         if self._bar is None:
+            from tqdm.auto import tqdm
+
             done = record.iteration - 1
             self._bar = tqdm(total=self._iterations, initial=done, unit="it")
         self._bar.update(record.iteration - self._bar.n)

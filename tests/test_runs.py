@@ -300,7 +300,7 @@ def test_every_stretch_of_a_run_is_recorded(tmp_path):
 def test_a_second_process_waits_or_says_who_works_there(tmp_path, attempt):
     """The other process is real; it holds the lock until it ends, however it ends."""
     trial = Trial(**SMALL)
-    with runs._only_one_process(tmp_path / trial.id, wait=0):
+    with runs.only_one_process(tmp_path / trial.id, wait=0):
         with pytest.raises(TimeoutError) as caught:
             run(trial, tmp_path, wait=0)
         said = str(caught.value)

@@ -31,7 +31,7 @@ def compiled(function: Callable, device: torch.device) -> Any:
     """
     replays = device.type == "cuda" and _can_capture()
     fast = torch.compile(function, dynamic=False, mode="reduce-overhead" if replays else None)
-    if isinstance(fast, nn.Module):
+    if isinstance(fast, nn.Module) and fast is not function:  # it is, where compiling is disabled
         fast.forward = a_graph_a_shape()(fast.forward)
     return fast
 

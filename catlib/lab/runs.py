@@ -474,7 +474,7 @@ def run(
     if trial.compile:
         begin_compiled_run()
     training = build_training(trial, progress=progress)
-    with _only_one_process(folder, wait):
+    with only_one_process(folder, wait):
         # another process may have finished it in the meantime
         if _is_usable(folder, trial, if_code_changed):
             return folder
@@ -569,10 +569,15 @@ def changed_code(folder: str | Path) -> list[str]:
 
 
 @contextmanager
-def _only_one_process(folder: Path, wait: float | None) -> Iterator[None]:
+def only_one_process(folder: Path, wait: float | None) -> Iterator[None]:
     """Hold the lock of a run's folder, which a process loses when it ends in whatever way.
 
     The lock lies beside the folder, so that the folder itself can be put aside.
+
+    Args:
+        wait: seconds to wait for a process that holds it; None waits to its end, with a warning.
+
+    Raises: TimeoutError: another process still holds it.
     """
     locks = folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
@@ -828,12 +833,15 @@ def _device_name(device: torch.device) -> str:
 
 @cache  # a process goes on with the code that it has loaded
 def revision() -> str:
-    """The commit of the code, marked "-dirty" when files differ; "unknown" outside a checkout."""
+    """The commit of the code, marked "-dirty" when files differ.
+
+    Outside a checkout it is what the environment variable CATLIB_REVISION says, else "unknown".
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     try:
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("CATLIB_REVISION") or "unknown"
     return answer.stdout.strip()
 
 

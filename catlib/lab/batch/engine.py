@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
-
-from tqdm import tqdm
+from typing import Any, Protocol, Self
 
 from ...files import write_whole
 
@@ -404,6 +402,14 @@ def note_error(result: Result) -> None:
         print(f"{path} could not be written: {error}", file=sys.stderr)
 
 
+def bar_of(total: int) -> Any:
+    """A bar for a terminal."""
+    from tqdm import tqdm  # a machine for training may lack it, and has no terminal
+
+    form = "{n_fmt}/{total_fmt} |{bar:20}| {desc}"
+    return tqdm(total=total, bar_format=form, leave=False, dynamic_ncols=True)
+
+
 class Progress:
     """A line for every job that ends; on a terminal also a bar with what is running."""
 
@@ -416,30 +422,25 @@ class Progress:
         self.failed = 0
         self.over = threading.Event()
         self.clock = threading.Thread(target=self._tick, daemon=True)
-        self.bar = tqdm(
-            total=self.total,
-            disable=not sys.stderr.isatty(),
-            bar_format="{n_fmt}/{total_fmt} |{bar:20}| {desc}",
-            leave=False,
-            dynamic_ncols=True,
-        )
+        self.bar: Any = bar_of(self.total) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
-        if not self.bar.disable:
+        if self.bar is not None:
             self.clock.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.bar.disable:
+        if self.bar is not None:
             self.over.set()
             self.clock.join()
-        self.bar.close()
+            self.bar.close()
 
     def started(self, job: Job) -> None:
         self.running.setdefault(job.name, time.monotonic())
-        if self.bar.disable and not self.done:  # later lines name what is running
+        if self.bar is not None:
+            self.bar.set_description_str(self.state())
+        elif not self.done:  # later lines name what is running
             print(f"{0:>4}/{self.total}  begun             {job.name}", flush=True)
-        self.bar.set_description_str(self.state())
 
     def finished(self, result: Result) -> None:
         self.running.pop(result.job.name)
@@ -447,11 +448,14 @@ class Progress:
         self.failed += result.failed
         line = f"{len(self.done):>4}/{self.total}  {result.outcome:<8}"
         line += f"{result.seconds:6.0f} s  {result.job.name}"
-        if self.bar.disable:
+        if self.bar is None:
             line += f"   ({self.state()})"
         if result.failed:
             line += f"\n    {result.error}"
-        tqdm.write(line, file=sys.stdout)
+        if self.bar is None:
+            print(line, flush=True)
+            return
+        self.bar.write(line, file=sys.stdout)  # above the bar
         sys.stdout.flush()
         self.bar.update()
         self.bar.set_description_str(self.state())

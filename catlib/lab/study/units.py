@@ -19,8 +19,17 @@ from catlib.training import Record
 from ...files import write_whole
 from ..batch.engine import Failure, Pause
 from ..batch.units import NotebookUnit, TrialUnit
-from ..judge import AUTOATTACK_PART, Measurement, measurements
-from ..runs import Trial, build_training, is_done, provenance, read_run, run, write_json
+from ..judge import AUTOATTACK_PART, Measurement, autoattack_is_installed, measurements
+from ..runs import (
+    Trial,
+    build_training,
+    is_done,
+    only_one_process,
+    provenance,
+    read_run,
+    run,
+    write_json,
+)
 from ..similarity import neighbour_similarity, staleness
 
 CELL_TIMEOUT = 3600  # seconds that one cell of a notebook may take
@@ -33,6 +42,13 @@ def stop_at(deadline: float) -> None:
     """
     if time.time() > deadline:
         raise Pause
+
+
+def time_left(deadline: float) -> float | None:
+    """Seconds until ``deadline``; None if there is none."""
+    if deadline == float("inf"):
+        return None
+    return max(0.0, deadline - time.time())
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,15 @@ class TrainUnit(StudyTrial):
         stop_at(self.deadline)
         outcome = "done"
         try:
-            run(self.trial, self.root, observe=self._observe, if_code_changed=self.if_code_changed)
+            run(
+                self.trial,
+                self.root,
+                observe=self._observe,
+                if_code_changed=self.if_code_changed,
+                wait=time_left(self.deadline),
+            )
+        except TimeoutError:  # another process has this run, of this piece or of one that shares it
+            raise Pause from None
         except FloatingPointError as error:  # a result of the study, not a failure of the run
             record_divergence(self.trial, self.folder, error)
             outcome = "diverged"
@@ -114,12 +138,13 @@ def save_if_best(training: Training, iteration: int, robust_accuracy: float, pat
 
 def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
     """A run whose loss became NaN or infinite ends there: it is done, with its records so far."""
-    if not (folder / "records.csv").exists():
-        columns = [*(field.name for field in fields(Record)), "batch_accuracy"]
-        write_whole(folder / "records.csv", (",".join(columns) + "\n").encode())
     info = provenance(trial, build_training(trial))
     ending = {"diverged": str(error), "final": {}}
-    write_json(folder / "run.json", {"status": "done", **info, **ending})
+    with only_one_process(folder, wait=None):
+        if not (folder / "records.csv").exists():
+            columns = [*(field.name for field in fields(Record)), "batch_accuracy"]
+            write_whole(folder / "records.csv", (",".join(columns) + "\n").encode())
+        write_json(folder / "run.json", {"status": "done", **info, **ending})
 
 
 # ------------------------------------------------------------------ similarity: Fig. 1
@@ -157,6 +182,14 @@ class SimilarityUnit(StudyTrial):
         Raises: Pause: the time was up.
         """
         stop_at(self.deadline)
+        try:
+            with only_one_process(self.folder, time_left(self.deadline)):
+                if not self.is_done():  # another process may have been here
+                    self._measure()
+        except TimeoutError:
+            raise Pause from None
+
+    def _measure(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         begun = self.record.exists()
         stretches = read_run(self.folder).get("stretches", []) if begun else []
@@ -304,7 +337,9 @@ def read_weights(folder: Path, model: str, device: torch.device) -> dict[str, An
 
 
 def autoattack_size(options: dict) -> int:
-    """How many test images AutoAttack is given."""
+    """How many test images AutoAttack is given; none where it is not installed."""
+    if not autoattack_is_installed():
+        return 0
     return 8 if options["tiny"] else options["autoattack_size"]
 
 

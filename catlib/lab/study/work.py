@@ -5,6 +5,7 @@ are not. The units of all pieces are handed out together, in the order of the pi
 worker waits for the end of a piece.
 """
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from ..batch.engine import Failure, Result, ThisProcess, Where, run_jobs
 from ..batch.notebooks import parameter_names
 from ..batch.place import check_choice, place
 from ..batch.units import check_datasets, check_folder, shard
-from ..judge import together
+from ..judge import autoattack_is_installed, together
 from ..paths import NOTEBOOKS, RESULTS, ROOT
 from ..runs import IF_CODE_CHANGED, Trial, put_aside
 from .plan import Piece, pieces_of
@@ -34,6 +35,22 @@ from .units import (
 )
 
 StudyUnit = StudyTrial | StudyNotebook
+
+# what a notebook imports, and what executes it and makes a page of it
+NOTEBOOK_PACKAGES = (
+    "papermill",
+    "nbclient",
+    "nbformat",
+    "nbconvert",
+    "ipykernel",
+    "ipywidgets",
+    "anywidget",
+    "matplotlib",
+    "plotly",
+    "bs4",
+    "latex2mathml",
+)
+INSTALL = "pip install -e '.[notebooks]' brings them; the same command then does the rest."
 
 
 @dataclass(frozen=True)
@@ -78,9 +95,10 @@ def study(
     Returns: True when all of it is done, False when the time was up before.
 
     Raises:
-        ValueError: there is no such profile, or it has no piece of one of the names; there are runs
-            of other code, and they are to be refused; or a dataset, a folder, the disk or the
-            memory will not do. Nothing was started.
+        ValueError: there is no such profile, or it has no piece of one of the names; a piece of
+            ``names`` needs packages that are not installed (without ``names`` it is left out, and
+            said to be); there are runs of other code, and they are to be refused; or a dataset, a
+            folder, the disk or the memory will not do. Nothing was started.
         Failure: some runs failed; all others were done before.
     """
     check_choice(workers, scheduler)
@@ -93,11 +111,8 @@ def study(
             f"{profile} has no piece {', '.join(sorted(unknown))}; "
             f"it has: {', '.join(piece.name for piece in pieces)}."
         )
-    planned = [
-        Planned(piece, KINDS[piece.kind].units(piece, runs, deadline))
-        for piece in pieces
-        if not names or piece.name in names
-    ]
+    chosen = possible([piece for piece in pieces if not names or piece.name in names], names)
+    planned = [Planned(piece, KINDS[piece.kind].units(piece, runs, deadline)) for piece in chosen]
     units = each_once(planned)
     if part is not None:
         units = shard(units, part)
@@ -119,6 +134,35 @@ def study(
         files = "".join(f"\n    {result.job.error_file}" for result in failed)
         raise Failure(f"{len(failed)} runs failed; why, is said in{files}")
     return True
+
+
+def possible(pieces: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
+    """The pieces whose packages are installed; what the others lack is printed in a sentence.
+
+    Raises: ValueError: one of the others is among ``names``, the pieces that were asked for.
+    """
+    lacking = {piece.name: lacking_packages(piece) for piece in pieces}
+    impossible = {name: packages for name, packages in lacking.items() if packages}
+    listed = "; ".join(f"{name} ({', '.join(packages)})" for name, packages in impossible.items())
+    if set(names) & set(impossible):
+        raise ValueError(f"packages are missing here for {listed}. {INSTALL}")
+    if impossible:
+        print(f"Left out, as packages are missing here: {listed}. {INSTALL}", flush=True)
+    without_autoattack = [piece.name for piece in pieces if piece.kind == "finals"]
+    if without_autoattack and not autoattack_is_installed():
+        print(
+            f"Measured without AutoAttack, as pyautoattack is missing here: "
+            f"{', '.join(without_autoattack)}. {INSTALL}",
+            flush=True,
+        )
+    return [piece for piece in pieces if piece.name not in impossible]
+
+
+def lacking_packages(piece: Piece) -> list[str]:
+    """The packages that a piece cannot do without and that are not installed."""
+    if piece.kind != "notebook":
+        return []
+    return [name for name in NOTEBOOK_PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def place_for(most: int, runs: Path, workers: int | None, scheduler: str | None) -> Where:
