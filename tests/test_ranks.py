@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import catlib
 from catlib.lab.baselines import FreeTraining
+from catlib.lab.losses import TRADES
 from catlib.lab.runs import Trial, run
 from catlib.ranks import Ranks
 
@@ -211,6 +212,7 @@ RUNS = {
     "cnn": {"model": "cnn", "augment": catlib.crop_and_flip, "evaluate_every": 25},
     "l2, restarts": {"attack": catlib.PGD(0.8, steps=2, restarts=3, norm="l2", batch_size=70)},
     "early stop": {"attack": catlib.PGD(0.1, steps=2, restarts=2, early_stop=True)},
+    "TRADES": {"loss": TRADES()},  # which sends two batches through the model
     "wrapped by the user": {"model": "spare", "wrapped": True},
 }
 
