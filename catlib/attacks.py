@@ -33,6 +33,7 @@ def pgd(
     steps: int,
     restarts: int = 1,
     random_start: bool = True,
+    start: Tensor | None = None,
     rule: str = "sign",
     norm: str = "linf",
     batch_norm: str = "eval",
@@ -55,6 +56,9 @@ def pgd(
         restarts: independent random starts; an example keeps the one with the largest loss.
         random_start: $\delta^0$ is uniform in the linf ball; in the l2 ball its direction and its
             length are uniform. Without a random start, $\delta^0 = 0$.
+        start: $\delta^0$ itself, (B, C, H, W), such as what an attack on the same images found
+            before. It is first brought into the ball and the images into [0, 1]. Of several
+            restarts the first begins there, and the others at random.
         rule: "sign" is the usual step (l2: the gradient divided by its length). "gradient" is Eq. 2
             exactly as printed: it adds the gradient of an example's own loss, and has no step size.
         norm: of the ball, "linf" or "l2".
@@ -89,7 +93,7 @@ def pgd(
         early_stop=early_stop,
         batch_size=batch_size,
     )
-    return attack(model, images, labels, generator=generator)
+    return attack(model, images, labels, start=start, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -140,17 +144,23 @@ class PGD:
         images: Tensor,
         labels: Tensor,
         *,
+        start: Tensor | None = None,
         generator: torch.Generator | None = None,
         check: bool = True,
     ) -> Tensor:
         """Adversarial images; see :func:`pgd`.
 
-        ``check=False`` trusts the images and labels, and so does not wait for a GPU.
+        ``check=False`` trusts the images, the labels and the numbers of ``start``, and so does not
+        wait for a GPU.
         """
         if self.early_stop:
-            adversarial, _ = self.attack_until_broken(model, images, labels, generator=generator)
+            adversarial, _ = self.attack_until_broken(
+                model, images, labels, start=start, generator=generator
+            )
             return adversarial
         largest_label = check_batch(images, labels) if check else -1
+        if start is not None:
+            _check_start(start, images, finite=check)
         network = Network(model, largest_label)
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
@@ -161,7 +171,8 @@ class PGD:
             for count in self._restarts_in_each_pass(len(images)):
                 x = images.repeat(count, 1, 1, 1)
                 y = labels.long().repeat(count)
-                adversarial = self._maximise(network, x, y, generator, interrupts)
+                adversarial = self._maximise(network, x, y, start, generator, interrupts)
+                start = None  # only the first restart begins there
                 if self.restarts == 1:
                     return adversarial  # there is no other start to compare it with
                 logits = network(adversarial)
@@ -182,11 +193,12 @@ class PGD:
         network: "Network",
         images: Tensor,
         labels: Tensor,
+        start: Tensor | None,
         generator: torch.Generator | None,
         interrupts: Interrupts,
     ) -> Tensor:
         """Eq. 2 from one start: ``steps`` times up the slope of the loss and back into the ball."""
-        x = self._start(images, generator)
+        x = self._start(images, start, generator)
         ball = ball_around(images, self.epsilon, self.norm)
         eta = self._eta
         steps = interrupts.polled(range(self.steps))
@@ -211,6 +223,7 @@ class PGD:
         images: Tensor,
         labels: Tensor,
         *,
+        start: Tensor | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -228,6 +241,8 @@ class PGD:
             batch_size = self.batch_size
         check_count("batch_size", batch_size, at_least=1)
         network = Network(model, check_batch(images, labels))
+        if start is not None:
+            _check_start(start, images)
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
             state = _AttackState(images, labels)
@@ -236,9 +251,10 @@ class PGD:
             for ids, x in interrupts.polled(_batches(survivors, images, batch_size)):
                 state.judge(ids, x, network(x))
             for _ in range(self.restarts):
-                start = self._start(images, generator)
+                x = self._start(images, start, generator)
+                start = None  # only the first restart begins there
                 survivors = state.survivors()
-                iterates = start[survivors]
+                iterates = x[survivors]
                 with fast_first_layers(model, images.device):
                     for _ in range(self.steps):
                         batches = interrupts.polled(_batches(survivors, iterates, batch_size))
@@ -279,7 +295,16 @@ class PGD:
         for first in range(0, self.restarts, most):
             yield min(most, self.restarts - first)
 
-    def _start(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _start(
+        self, images: Tensor, start: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        r"""Images plus $\delta^0$. ``start`` is that of the first images; the others have none."""
+        if start is not None:
+            begun = given_start(images[: len(start)], start, self.epsilon, self.norm)
+            others = images[len(start) :]
+            if not len(others):
+                return begun
+            return torch.cat([begun, self._start(others, None, generator)])
         if self.random_start:
             return random_start(images, self.epsilon, self.norm, generator)
         return images.clone()
@@ -338,6 +363,13 @@ def random_start(
     length = images.new_empty(len(images), 1, 1, 1).uniform_(0, epsilon, generator=generator)
     direction = _unit(noise.normal_(generator=generator))
     return images.add(length * direction).clamp_(0, 1)
+
+
+def given_start(images: Tensor, start: Tensor, epsilon: float, norm: str) -> Tensor:
+    """Images plus the perturbations ``start``, brought into the ball and into [0, 1]."""
+    ball = ball_around(images, epsilon, norm)
+    delta = start.to(images.dtype).clamp(-LARGE, LARGE)
+    return project(images + delta if isinstance(ball, LinfBall) else delta, ball)
 
 
 def gradient(network: "Network", x: Tensor, labels: Tensor) -> Tensor:
@@ -527,6 +559,31 @@ def _checked_number(name: str, value: Any) -> float:
             f"in units of images in [0, 1]."
         )
     return value if isinstance(value, int) else float(value)
+
+
+def _check_start(start: Any, images: Tensor, *, finite: bool = True) -> None:
+    """Refuse what cannot be the first perturbations of these images.
+
+    ``finite=False`` leaves out the look at every number, which would wait for a GPU.
+    """
+    if not isinstance(start, Tensor) or not start.is_floating_point():
+        kind = start.dtype if isinstance(start, Tensor) else type(start).__name__
+        raise TypeError(
+            f"start is {kind}; it must be a floating-point tensor of perturbations, in units of "
+            f"the images."
+        )
+    if start.shape != images.shape:
+        raise ValueError(
+            f"start is {tuple(start.shape)} for images {tuple(images.shape)}; it must have one "
+            f"perturbation an image, of its shape."
+        )
+    if start.device != images.device:
+        raise ValueError(
+            f"start is on {start.device}, the images are on {images.device}; move it there."
+        )
+    if finite and not start.isfinite().all():
+        worst = start[~start.isfinite()][0].item()
+        raise ValueError(f"start has a perturbation of {worst}; each must be a finite number.")
 
 
 def check_adversarial(adversarial: Any, images: Tensor, *, finite: bool = True) -> Tensor:

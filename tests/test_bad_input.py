@@ -225,6 +225,32 @@ TABLE = {
     "an unknown norm": (attack(norm="l1"), ValueError, "'l1'", "linf, l2"),
     "an unknown mode": (attack(batch_norm="off"), ValueError, "'off'", "eval, train"),
     "PGD itself": (lambda: PGD(-1), ValueError, "-1", "at least 0"),
+    "a start of another shape": (
+        attack(start=torch.zeros(4, 1, 4)),
+        ValueError,
+        "(4, 1, 4)",
+        "one perturbation an image",
+    ),
+    "a start of too few": (
+        attack(start=torch.zeros(3, 1, 4, 4)),
+        ValueError,
+        "(3, 1, 4, 4)",
+        "one perturbation an image",
+    ),
+    "a start of NaN": (attack(start=images(NAN)), ValueError, "nan", "finite number"),
+    "an infinite start, early stop": (
+        attack(start=images(INF), early_stop=True),
+        ValueError,
+        "inf",
+        "finite number",
+    ),
+    "a start of bytes": (
+        attack(start=images(dtype=torch.uint8)),
+        TypeError,
+        "torch.uint8",
+        "floating-point",
+    ),
+    "a start in words": (attack(start="random"), TypeError, "str", "floating-point tensor"),
     # Eq. 3 and 4
     "gain of a label of -100": (
         lambda: information_gain(torch.zeros(2, 3), torch.tensor([0, -100])),
