@@ -10,7 +10,9 @@ from torch import nn
 from catlib import (
     PGD,
     CaseSampler,
+    CropAndFlip,
     Data,
+    PerturbationMemory,
     Training,
     UniformSampler,
     accuracy,
@@ -101,6 +103,30 @@ class Returns(nn.Module):
 
     def forward(self, x):
         return self.change(x.flatten(1))
+
+
+MEMORY = PerturbationMemory(60, (1, 4, 4), 0.1)
+
+
+def remember(**options):
+    """A good memory, but for what is said."""
+    return lambda: PerturbationMemory(**({"n": 60, "shape": (1, 4, 4), "epsilon": 0.1} | options))
+
+
+def remembered(indices=(1, 2), perturbations=None):
+    if perturbations is None:
+        perturbations = torch.zeros(2, 1, 4, 4)
+    return lambda: MEMORY.update(torch.tensor(indices), perturbations)
+
+
+def memory_state(**changed):
+    """Load a state that differs from a whole one, or lacks what is None, into a memory."""
+
+    def load():
+        state = MEMORY.state_dict() | changed
+        MEMORY.load_state_dict({k: v for k, v in state.items() if v is not None})
+
+    return load
 
 
 BATCH = images(), LABELS[:4]
@@ -505,6 +531,67 @@ TABLE = {
             ),
         }.items()
     },
+    # the memory of perturbations
+    "a memory of nothing": (remember(n=0), ValueError, "0", "at least 1"),
+    "a memory of flat images": (remember(shape=(4, 4)), ValueError, "(4, 4)", "(C, H, W)"),
+    "a memory without channels": (remember(shape=(0, 4, 4)), ValueError, "0", "at least 1"),
+    "a memory of epsilon 0": (remember(epsilon=0), ValueError, "0", "positive number"),
+    "a memory of epsilon NaN": (remember(epsilon=NAN), ValueError, "nan", "positive number"),
+    "a memory of 4 bits": (remember(bits=4), ValueError, "4", "8 or 16"),
+    "to remember image n": (remembered((1, 60)), IndexError, "60", "0..59"),
+    "to remember image -1": (remembered((1, -1)), IndexError, "-1", "0..59"),
+    "to recall image n": (lambda: MEMORY[torch.tensor([60])], IndexError, "60", "0..59"),
+    "to recall by a mask": (
+        lambda: MEMORY[torch.ones(60, dtype=torch.bool)],
+        ValueError,
+        "torch.bool",
+        "(B,) integers",
+    ),
+    "to remember one image twice": (remembered((1, 1)), ValueError, "twice", "one perturbation"),
+    "to remember one perturbation too few": (
+        remembered(perturbations=torch.zeros(1, 1, 4, 4)),
+        ValueError,
+        "(1, 1, 4, 4)",
+        "(2, 1, 4, 4)",
+    ),
+    "to remember a perturbation of NaN": (
+        remembered(perturbations=images(NAN, 2) - 0.5),
+        ValueError,
+        "nan",
+        "at most 0.1",
+    ),
+    "to remember a perturbation beyond epsilon": (
+        remembered(perturbations=images(0.75, 2) - 0.5),
+        ValueError,
+        "0.25",
+        "at most 0.1",
+    ),
+    "a memory's state that lacks something": (
+        memory_state(stored=None),
+        ValueError,
+        "stored",
+        "state_dict()",
+    ),
+    "a memory's state of other data": (memory_state(n=50), ValueError, "50", "this one has 60"),
+    "a memory's state of another epsilon": (
+        memory_state(epsilon=0.2),
+        ValueError,
+        "0.2",
+        "this one has 0.1",
+    ),
+    "a memory's state of floats": (
+        memory_state(stored=torch.zeros(60, 1, 4, 4)),
+        ValueError,
+        "torch.float32",
+        "torch.int8",
+    ),
+    "a memory's state of a half-known image": (
+        memory_state(stored=torch.tensor([0, -128] * 480, dtype=torch.int8).view(60, 1, 4, 4)),
+        ValueError,
+        "0.100787",
+        "at most 0.1",
+    ),
+    "a shift of -1": (lambda: CropAndFlip(-1), ValueError, "-1", "at least 0"),
     # evaluation
     "accuracy of nothing": (
         lambda: accuracy(MODEL, images()[:0], LABELS[:0]),
@@ -806,6 +893,7 @@ def test_bad_input(what, snapshot, global_rng_untouched):
     call, error, seen, allowed = TABLE[what]
     before = (
         snapshot(MODEL),
+        MEMORY.state_dict()["stored"].tolist(),
         {tree: str(s.state_dict()) for tree, s in SAMPLERS.items()},
         {t: s.weights.tolist() for t, s in SAMPLERS.items()},
     )
@@ -818,6 +906,7 @@ def test_bad_input(what, snapshot, global_rng_untouched):
     assert allowed in message, f"{allowed!r} is not in: {message}"
     after = (
         snapshot(MODEL),
+        MEMORY.state_dict()["stored"].tolist(),
         {tree: str(s.state_dict()) for tree, s in SAMPLERS.items()},
         {t: s.weights.tolist() for t, s in SAMPLERS.items()},
     )
