@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .data.augmentation import MovingAugmentation
+from .memory import PerturbationMemory
+
 
 class BufferCopy:
     """A copy of a model's buffers, such as the statistics of batch norm, that a forward changes.
@@ -78,6 +81,23 @@ def check_optimizer(
         raise ValueError(
             f"{len(foreign)} of the optimizer's {len(theirs)} parameters are not the model's; "
             "build it from model.parameters()."
+        )
+
+
+def check_memory(memory: Any, images: Tensor, attack: Any, augment: Any) -> None:
+    """Raise TypeError or ValueError if attacks on these training images cannot begin there."""
+    if not isinstance(memory, PerturbationMemory):
+        raise TypeError(f"memory is a {type(memory).__name__}; it must be a PerturbationMemory.")
+    if (memory.n, *memory.shape) != tuple(images.shape):
+        raise ValueError(
+            f"the memory is of {memory.n} images {memory.shape}; the data have {len(images)} "
+            f"training images {tuple(images.shape[1:])}."
+        )
+    memory.check_attack(attack)
+    if augment is not None and not isinstance(augment, MovingAugmentation):
+        raise TypeError(
+            "augment cannot be undone, so a memory cannot follow it: use CropAndFlip(padding) "
+            "instead of crop_and_flip, or an object with draw(images, generator) like it."
         )
 
 

@@ -133,6 +133,19 @@ class PerturbationMemory:
         """What is remembered of a batch of images, moved as an augmentation moved the images."""
         return Recall(self, indices, moves)
 
+    def check_attack(self, attack: Any) -> None:
+        """Raise TypeError or ValueError if what this attack finds cannot be remembered."""
+        if not isinstance(attack, PGD):
+            raise TypeError(
+                f"the attack is a {type(attack).__name__}, which cannot begin at what is "
+                f"remembered; with a memory it must be a PGD."
+            )
+        if attack.epsilon > self.epsilon:
+            raise ValueError(
+                f"the attack has epsilon {attack.epsilon:.6g}; the memory holds perturbations of "
+                f"at most {self.epsilon:.6g}. Build it with the largest epsilon of the training."
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """A snapshot: what a memory of the same images needs to go on."""
         arguments = {name: getattr(self, name) for name in ARGUMENTS}
@@ -232,12 +245,17 @@ class Recall:
         self._before = memory[indices]  # as the images lie in the data
         self._moved = self._before if moves is None else moves(self._before)  # as in the batch
 
-    def start(self, images: Tensor, attack: PGD, generator: torch.Generator) -> Tensor:
+    def start(self, images: Tensor, attack: Any, generator: torch.Generator) -> Tensor:
         """Where the attack on these images is to begin, (B, C, H, W).
 
         An image of which nothing is known begins as it would without a memory: at random, unless
         the attack has no random start.
+
+        Args:
+            attack: a PGD.
+        Raises: TypeError, ValueError: what this attack finds could not be remembered.
         """
+        self._memory.check_attack(attack)
         fresh = torch.zeros_like(images)
         if attack.random_start:
             fresh = random_start(images, attack.epsilon, attack.norm, generator) - images

@@ -13,11 +13,13 @@ from tqdm.auto import tqdm
 
 from .attacks import PGD, check_adversarial, check_count, check_logits
 from .data import Data
+from .data.augmentation import MovingAugmentation
 from .evaluation import accuracy, robust_accuracy
 from .gain import information_gain
-from .guards import BufferCopy, check_optimizer, check_sampler, check_weights
+from .guards import BufferCopy, check_memory, check_optimizer, check_sampler, check_weights
 from .interrupts import deferred_interrupts
 from .kernels.step import compiled
+from .memory import PerturbationMemory, Recall
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_JUDGE = "evaluation_attack is None; it is required when attack is not a PGD."
@@ -85,6 +87,9 @@ class Training(Iterator[Record]):
         evaluation_attack: judges robust accuracy; None is ``attack`` with 20 steps, if it is a PGD.
         evaluation_size: the first so many test images are the fixed subset that evaluations use.
         augment: ``augment(images, generator) -> images`` before the attack, e.g. ``crop_and_flip``.
+        memory: where the attack on an image begins at what the last attack on it found; what this
+            one finds is stored there. It needs a PGD, and an ``augment`` that can be undone, such
+            as ``CropAndFlip()``. It is moved to the device.
         device: "auto" takes a GPU if there is one.
         precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only;
             evaluation is always in float32.
@@ -111,6 +116,7 @@ class Training(Iterator[Record]):
         evaluation_attack: Callable[..., Tensor] | None = None,
         evaluation_size: int = 500,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        memory: PerturbationMemory | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -128,6 +134,8 @@ class Training(Iterator[Record]):
             check_count("iterations", iterations, at_least=0)
         check_sampler(sampler, len(data.y_train))
         check_optimizer(optimizer, scheduler, model)
+        if memory is not None:
+            check_memory(memory, data.x_train, attack, augment)
         if evaluation_attack is None and isinstance(attack, PGD):
             # without a step size PGD takes the one that suits its steps
             evaluation_attack = replace(attack, steps=20, step_size=None)
@@ -143,6 +151,7 @@ class Training(Iterator[Record]):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.augment = augment
+        self.memory = None if memory is None else memory.to(self.device)
 
         self.iterations = iterations
         self.evaluate_every = evaluate_every
@@ -219,10 +228,9 @@ class Training(Iterator[Record]):
                 stream = self._random_stream()
                 torch.manual_seed(stream)
                 self._generator.manual_seed(stream)
-                if self.augment:
-                    images = self.augment(images, self._generator)
+                images, recall = self._augment_and_recall(indices, images)
                 # line 4: craft adversarial examples
-                adversarial = self._craft(images, labels)
+                adversarial = self._craft(images, labels, recall)
                 # line 5 (and Eq. 3, from the same logits)
                 loss, logits, gain = self._update(adversarial, labels, on_host)
         except BaseException as error:
@@ -241,6 +249,8 @@ class Training(Iterator[Record]):
         self.passes += self._spent
         self.seen[indices.to(self.device)] = True
         try:
+            if recall is not None:
+                recall.store(adversarial - images)
             # line 6: Eq. 4
             self.sampler.update(indices, gain.to(indices.device))
             if self.scheduler is not None:
@@ -296,9 +306,24 @@ class Training(Iterator[Record]):
         sequence = np.random.SeedSequence((self.seed, self.iteration))
         return int(sequence.generate_state(1)[0])
 
-    def _craft(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Adversarial versions (B, C, H, W) of the images."""
+    def _augment_and_recall(self, indices: Tensor, images: Tensor) -> tuple[Tensor, Recall | None]:
+        """The images (B, C, H, W) augmented, and what is remembered of them, moved likewise."""
+        if self.memory is None:
+            if self.augment is not None:
+                images = self.augment(images, self._generator)
+            return images, None
+        if self.augment is None:
+            return images, self.memory.recall(indices)
+        assert isinstance(self.augment, MovingAugmentation)  # as it was checked
+        moves = self.augment.draw(images, self._generator)
+        return moves(images), self.memory.recall(indices, moves)
+
+    def _craft(self, images: Tensor, labels: Tensor, recall: Recall | None = None) -> Tensor:
+        """Adversarial versions (B, C, H, W) of the images, from what is remembered of them."""
         attack = self.attack
+        start = None
+        if recall is not None:
+            start = recall.start(images, attack, self._generator)
         if isinstance(attack, PGD):
             network = self._network
             if attack.compile:
@@ -309,7 +334,9 @@ class Training(Iterator[Record]):
                 passes_a_restart = attack.steps + scoring_passes
                 self._spent += passes_a_restart * attack.restarts * len(images)
             # images and labels come from the data set, which was checked when it was loaded
-            return attack(network, images, labels, generator=self._generator, check=False)
+            return attack(
+                network, images, labels, start=start, generator=self._generator, check=False
+            )
         adversarial = attack(self._network, images, labels)
         # pixels that are not finite show in the loss
         return check_adversarial(adversarial, images, finite=False)
@@ -402,6 +429,8 @@ class Training(Iterator[Record]):
             "drawn": self._drawn,
             "pending": None if self._pending is None else asdict(self._pending),
         }
+        if self.memory is not None:
+            state["memory"] = self.memory.state_dict()
         return copy.deepcopy(state)
 
     def _made_of(self) -> dict[str, str]:
@@ -437,6 +466,8 @@ class Training(Iterator[Record]):
             self.scheduler.load_state_dict(state["scheduler"])
         self.sampler.load_state_dict(state["sampler"])
         self._batches = iter(self.sampler)
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
         self.iteration = state["iteration"]
         self.examples = state["examples"]
         self.passes = state["passes"]
@@ -452,6 +483,11 @@ class Training(Iterator[Record]):
             raise ValueError(
                 f"the state lacks {', '.join(missing)}; it must be what state_dict() of a "
                 "Training returned, in this version of catlib."
+            )
+        if "memory" in state and self.memory is None:
+            raise ValueError(
+                "the state is of a training with a memory of perturbations; this one has none. "
+                "Build the Training from the same arguments first."
             )
         for part, ours in self._made_of().items():
             theirs = state["made_of"].get(part)

@@ -18,12 +18,14 @@ from catlib import (
     accuracy,
     build_model,
     check_model,
+    crop_and_flip,
     information_gain,
     load_data,
     pgd,
     robust_accuracy,
     smooth,
 )
+from catlib.lab.baselines import NFGSM, FreeTraining
 
 NAN, INF = float("nan"), float("inf")
 LABELS = torch.arange(60) % 3
@@ -864,6 +866,46 @@ TABLE = {
         TypeError,
         "LBFGS",
         "steps without",
+    ),
+    "a memory that is none": (training(memory=True), TypeError, "bool", "a PerturbationMemory"),
+    "a memory of other images": (
+        training(memory=MEMORY),
+        ValueError,
+        "(1, 4, 4)",
+        "1437 training images (1, 8, 8)",
+    ),
+    "a memory that is too narrow": (
+        training(memory=PerturbationMemory(1437, (1, 8, 8), 0.05)),
+        ValueError,
+        "0.05",
+        "largest epsilon",
+    ),
+    "a memory for another attack": (
+        training(
+            memory=PerturbationMemory(1437, (1, 8, 8), 0.1),
+            attack=NFGSM(0.1),
+        ),
+        TypeError,
+        "NFGSM",
+        "must be a PGD",
+    ),
+    "a memory and an augmentation that is not undone": (
+        training(memory=PerturbationMemory(1437, (1, 8, 8), 0.1), augment=crop_and_flip),
+        TypeError,
+        "crop_and_flip",
+        "CropAndFlip(padding)",
+    ),
+    "a memory for free training": (
+        lambda: FreeTraining(
+            build_model("cnn", DIGITS),
+            DIGITS,
+            UniformSampler(DIGITS.y_train),
+            PGD(0.1),
+            memory=PerturbationMemory(1437, (1, 8, 8), 0.1),
+        ),
+        ValueError,
+        "memory is given",
+        "Use memory=None",
     ),
     "no seed of a training": (training(seed=None), ValueError, "None", "integer of at least 0"),
     "a negative seed": (training(seed=-1), ValueError, "-1", "integer of at least 0"),

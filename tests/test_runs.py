@@ -451,6 +451,8 @@ def test_numbers_of_numpy_are_numbers():
         ({"evaluation_rule": "mean"}, "evaluation_rule is 'mean'; it must be one of sign"),
         ({"norm": "l1"}, "norm is 'l1'"),
         ({"crafting": "free", "steps": 0}, "steps is 0; with crafting 'free'"),
+        ({"memory_bits": 4}, "memory_bits is 4; it must be 0, 8 or 16"),
+        ({"memory_bits": 8, "crafting": "n-fgsm"}, "crafting 'n-fgsm'; only 'pgd'"),
         ({"schedule": "cyclic", "iterations": None}, "iterations is None; a cyclic schedule"),
     ],
 )
@@ -514,7 +516,13 @@ class Killed(BaseException):
 
 
 CHANGING = replace(
-    TINY, warm_up=5, epsilon_warm_up=7, schedule="cyclic", optimizer="adam", augment=True
+    TINY,
+    warm_up=5,
+    epsilon_warm_up=7,
+    schedule="cyclic",
+    optimizer="adam",
+    augment=True,
+    memory_bits=8,
 )
 
 

@@ -1,6 +1,7 @@
 """What is done to the training images before they are attacked."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +21,14 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
     return CropAndFlip(padding)(images, generator)
 
 
+@runtime_checkable
+class MovingAugmentation(Protocol):
+    """An augmentation that only moves pixels, and says how, so that it can be undone."""
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> "Moves":
+        """How each of these images (B, C, H, W) is to be moved."""
+
+
 @dataclass(frozen=True)
 class CropAndFlip:
     """:func:`crop_and_flip` as a value, whose moves can also be had apart from the images.
@@ -37,7 +46,7 @@ class CropAndFlip:
         return self.draw(images, generator)(images)
 
     def draw(self, images: Tensor, generator: torch.Generator) -> "Moves":
-        """How each of these images (B, C, H, W) is to be moved."""
+        """How each of these images is to be moved, see :class:`MovingAugmentation`."""
 
         def draw(high: int) -> Tensor:
             shape = (len(images), 1)

@@ -40,13 +40,14 @@ import catlib
 from catlib import (
     PGD,
     CaseSampler,
+    CropAndFlip,
     Data,
+    PerturbationMemory,
     Record,
     Training,
     UniformSampler,
     accuracy,
     build_model,
-    crop_and_flip,
     load_data,
     robust_accuracy,
 )
@@ -62,6 +63,7 @@ METHODS = ("AT", "CAT")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cyclic")
 CRAFTING = ("pgd", "n-fgsm", "free", "batch mean")
+MEMORY_BITS = (0, 8, 16)
 JUDGES = ("sign", "gradient", "batch mean")
 LEAST = {  # the smallest value of the settings that are counts
     "seed": 0,
@@ -131,6 +133,9 @@ class Trial:
     norm: str = "linf"
     batch_norm: str = "eval"
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
+    # bits a pixel in which the last perturbation of every image is remembered, for the next attack
+    # on it to begin there: 8 or 16; 0 remembers nothing
+    memory_bits: int = 0
     # or a cheap rival of catlib.lab.baselines: "n-fgsm", "free" (``steps`` are its replays),
     # "batch mean"
     crafting: str = "pgd"
@@ -170,6 +175,13 @@ class Trial:
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("crafting", CRAFTING)
         self._check_choice("evaluation_rule", JUDGES)
+        if self.memory_bits not in MEMORY_BITS:
+            raise ValueError(f"memory_bits is {self.memory_bits}; it must be 0, 8 or 16.")
+        if self.memory_bits and self.crafting != "pgd":
+            raise ValueError(
+                f"memory_bits is {self.memory_bits} with crafting {self.crafting!r}; only 'pgd' "
+                "can begin at what is remembered."
+            )
         for name in ("learning_rate", "weight_decay"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -264,7 +276,8 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         evaluate_every=trial.evaluate_every,
         evaluation_size=trial.evaluation_size,
         evaluation_attack=trial.judge(),
-        augment=crop_and_flip if trial.augment else None,
+        augment=CropAndFlip() if trial.augment else None,
+        memory=_build_memory(trial, data),
         seed=trial.seed,
         device=device,
         precision=trial.precision,
@@ -297,6 +310,16 @@ def _build_sampler(trial: Trial, labels: Tensor) -> UniformSampler | CaseSampler
         temperature=UNIFORM if trial.warm_up else trial.temperature,
         log_weight=WEIGHTINGS[trial.weighting],
         seed=trial.seed,
+    )
+
+
+def _build_memory(trial: Trial, data: Data) -> PerturbationMemory | None:
+    if not trial.memory_bits:
+        return None
+    n, *shape = data.x_train.shape
+    # while epsilon grows, it stays below the trial's
+    return PerturbationMemory(
+        n, tuple(shape), trial.epsilon, bits=trial.memory_bits, device=data.x_train.device
     )
 
 
