@@ -145,14 +145,21 @@ class PGD:
         labels: Tensor,
         *,
         start: Tensor | None = None,
+        steps: Tensor | None = None,
         generator: torch.Generator | None = None,
         check: bool = True,
     ) -> Tensor:
         """Adversarial images; see :func:`pgd`.
 
-        ``check=False`` trusts the images, the labels and the numbers of ``start``, and so does not
-        wait for a GPU.
+        Args:
+            steps: (B,) integers: the steps of each image, instead of the same number for all. Only
+                images that still have steps go through the model. Not with ``early_stop`` or
+                ``compile``, whose batches it would change.
+            check: False trusts the images, the labels and the numbers of ``start``, and so does not
+                wait for a GPU.
         """
+        if steps is not None:
+            self._check_steps(steps, images)
         if self.early_stop:
             adversarial, _ = self.attack_until_broken(
                 model, images, labels, start=start, generator=generator
@@ -171,7 +178,8 @@ class PGD:
             for count in self._restarts_in_each_pass(len(images)):
                 x = images.repeat(count, 1, 1, 1)
                 y = labels.long().repeat(count)
-                adversarial = self._maximise(network, x, y, start, generator, interrupts)
+                each = None if steps is None else steps.repeat(count)
+                adversarial = self._maximise(network, x, y, start, each, generator, interrupts)
                 start = None  # only the first restart begins there
                 if self.restarts == 1:
                     return adversarial  # there is no other start to compare it with
@@ -194,6 +202,7 @@ class PGD:
         images: Tensor,
         labels: Tensor,
         start: Tensor | None,
+        steps_each: Tensor | None,
         generator: torch.Generator | None,
         interrupts: Interrupts,
     ) -> Tensor:
@@ -212,6 +221,12 @@ class PGD:
                 )
                 for _ in steps:
                     x = step(x)
+            elif steps_each is not None:
+                for done in interrupts.polled(range(int(steps_each.max()))):
+                    ids = (steps_each > done).nonzero().squeeze(1)
+                    slope = gradient(network, x[ids], labels[ids])
+                    part = ball_around(images[ids], self.epsilon, self.norm)
+                    x[ids] = project(ascend(x[ids], slope, part, eta), part)
             else:
                 for _ in steps:
                     x = project(ascend(x, gradient(network, x, labels), ball, eta), ball)
@@ -308,6 +323,17 @@ class PGD:
         if self.random_start:
             return random_start(images, self.epsilon, self.norm, generator)
         return images.clone()
+
+    def _check_steps(self, steps: Any, images: Tensor) -> None:
+        """Refuse what cannot be the number of steps of each of these images."""
+        for name in ("early_stop", "compile"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"steps are given for each image, with {name}=True; use {name}=False."
+                )
+        check_integers("steps", steps, len(images))
+        if len(steps) and steps.min() < 0:
+            raise ValueError(f"an image has {steps.min()} steps; it must have at least 0.")
 
     @property
     def _eta(self) -> float | None:
@@ -549,6 +575,18 @@ def check_count(name: str, value: Any, *, at_least: int) -> None:
     """Raise ValueError if a value is no integer, or too small."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < at_least:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
+
+
+def check_integers(name: str, values: Any, count: int) -> None:
+    """Raise TypeError or ValueError if these are not ``count`` integers, in a tensor."""
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} are {kind}; they must be a tensor of integers ({count},).")
+    if values.shape != (count,) or values.dtype == torch.bool:
+        raise ValueError(
+            f"{name} are {values.dtype} of shape {tuple(values.shape)}; they must be integers "
+            f"({count},), one for each image."
+        )
 
 
 def _checked_number(name: str, value: Any) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attacks import PGD
 from .data.augmentation import MovingAugmentation
 from .memory import PerturbationMemory
 
@@ -98,6 +99,25 @@ def check_memory(memory: Any, images: Tensor, attack: Any, augment: Any) -> None
         raise TypeError(
             "augment cannot be undone, so a memory cannot follow it: use CropAndFlip(padding) "
             "instead of crop_and_flip, or an object with draw(images, generator) like it."
+        )
+
+
+def check_budget(sampler: Any, attack: Any, compile: bool) -> None:
+    """Raise TypeError or ValueError if examples cannot get their steps by their weights."""
+    if not hasattr(sampler, "weights"):
+        raise TypeError(
+            f"budget is given, but the sampler, a {type(sampler).__name__}, has no weights. For "
+            f"uniform draws with weights use CaseSampler(temperature=1e12, class_balanced=False)."
+        )
+    if not isinstance(attack, PGD):
+        raise TypeError(
+            f"budget is given, but the attack is a {type(attack).__name__}; only a PGD can give "
+            f"each example its own number of steps."
+        )
+    if compile or attack.early_stop:
+        name = "compile" if compile else "early_stop"
+        raise ValueError(
+            f"budget is given with {name}=True, whose batches it would change; use {name}=False."
         )
 
 

@@ -16,7 +16,14 @@ from .data import Data
 from .data.augmentation import MovingAugmentation
 from .evaluation import accuracy, robust_accuracy
 from .gain import information_gain
-from .guards import BufferCopy, check_memory, check_optimizer, check_sampler, check_weights
+from .guards import (
+    BufferCopy,
+    check_budget,
+    check_memory,
+    check_optimizer,
+    check_sampler,
+    check_weights,
+)
 from .interrupts import deferred_interrupts
 from .kernels.step import compiled
 from .memory import PerturbationMemory, Recall
@@ -90,6 +97,9 @@ class Training(Iterator[Record]):
         memory: where the attack on an image begins at what the last attack on it found; what this
             one finds is stored there. It needs a PGD, and an ``augment`` that can be undone, such
             as ``CropAndFlip()``. It is moved to the device.
+        budget: ``budget(weights) -> steps``: how many steps of a PGD each example of a batch gets,
+            (B,) integers, by its weight (B,) in the sampler, e.g. ``steps_near_boundary`` of
+            catlib.readings. None gives all of them ``attack.steps``.
         device: "auto" takes a GPU if there is one.
         precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only;
             evaluation is always in float32.
@@ -117,6 +127,7 @@ class Training(Iterator[Record]):
         evaluation_size: int = 500,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         memory: PerturbationMemory | None = None,
+        budget: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -136,6 +147,8 @@ class Training(Iterator[Record]):
         check_optimizer(optimizer, scheduler, model)
         if memory is not None:
             check_memory(memory, data.x_train, attack, augment)
+        if budget is not None:
+            check_budget(sampler, attack, compile)
         if evaluation_attack is None and isinstance(attack, PGD):
             # without a step size PGD takes the one that suits its steps
             evaluation_attack = replace(attack, steps=20, step_size=None)
@@ -152,6 +165,7 @@ class Training(Iterator[Record]):
         self.scheduler = scheduler
         self.augment = augment
         self.memory = None if memory is None else memory.to(self.device)
+        self.budget = budget
 
         self.iterations = iterations
         self.evaluate_every = evaluate_every
@@ -230,7 +244,8 @@ class Training(Iterator[Record]):
                 self._generator.manual_seed(stream)
                 images, recall = self._augment_and_recall(indices, images)
                 # line 4: craft adversarial examples
-                adversarial = self._craft(images, labels, recall)
+                steps = self._steps_each(indices)
+                adversarial = self._craft(images, labels, recall, steps)
                 # line 5 (and Eq. 3, from the same logits)
                 loss, logits, gain = self._update(adversarial, labels, on_host)
         except BaseException as error:
@@ -318,8 +333,25 @@ class Training(Iterator[Record]):
         moves = self.augment.draw(images, self._generator)
         return moves(images), self.memory.recall(indices, moves)
 
-    def _craft(self, images: Tensor, labels: Tensor, recall: Recall | None = None) -> Tensor:
-        """Adversarial versions (B, C, H, W) of the images, from what is remembered of them."""
+    def _steps_each(self, indices: Tensor) -> Tensor | None:
+        """The steps of the attack on each example of the batch (B,), if there is a budget."""
+        if self.budget is None:
+            return None
+        check_budget(self.sampler, self.attack, compile=False)
+        weights = self.sampler.weights[indices]
+        return torch.as_tensor(self.budget(weights), device=self.device)
+
+    def _craft(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        recall: Recall | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial versions (B, C, H, W) of the images.
+
+        A PGD begins at what is remembered of them, and gives each image its own ``steps``.
+        """
         attack = self.attack
         start = None
         if recall is not None:
@@ -335,7 +367,13 @@ class Training(Iterator[Record]):
                 self._spent += passes_a_restart * attack.restarts * len(images)
             # images and labels come from the data set, which was checked when it was loaded
             return attack(
-                network, images, labels, start=start, generator=self._generator, check=False
+                network,
+                images,
+                labels,
+                start=start,
+                steps=steps,
+                generator=self._generator,
+                check=False,
             )
         adversarial = attack(self._network, images, labels)
         # pixels that are not finite show in the loss

@@ -377,6 +377,52 @@ def test_a_compiled_attack_begins_at_the_start(classifier, digits):
     assert (plain - fast).abs().gt(1e-5).double().mean() < 0.01  # a sign may turn by rounding
 
 
+# steps of each image
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("rule", ["sign", "gradient"])
+def test_each_image_gets_its_steps(conv_net, norm, rule):
+    """The result is that of an attack on each image alone, with that many steps."""
+    model = conv_net().eval().double()
+    images, labels = batch(9, dtype=torch.float64)
+    start = torch.empty_like(images).uniform_(-0.1, 0.1, generator=seeded(9))
+    steps = torch.tensor([0, 3, 1, 1, 0, 2, 5, 3, 1])
+    attack = PGD(0.1, 0.03, norm=norm, rule=rule)
+    ours = attack(model, images, labels, start=start, steps=steps)
+    for place, number in enumerate(steps.tolist()):
+        one = slice(place, place + 1)
+        alone = replace(attack, steps=number)
+        expected = alone(model, images[one], labels[one], start=start[one])
+        torch.testing.assert_close(ours[one], expected, atol=1e-9, rtol=0)
+
+
+def test_steps_that_are_saved_are_not_passed(conv_net):
+    """Only images with steps left go through the model: 9 images, 16 steps, in 5 batches."""
+    model, (images, labels) = conv_net(), batch(9)
+    sizes = count_images(model)
+    attack = PGD(0.1)
+    attack(model, images, labels, steps=torch.tensor([0, 3, 1, 1, 0, 2, 5, 3, 1]))
+    assert sizes == [7, 4, 3, 1, 1]
+    sizes.clear()
+    assert torch.equal(
+        replace(attack, random_start=False)(model, images, labels, steps=torch.zeros(9).long()),
+        images,
+    )
+    assert sizes == []
+    attack(model, images[:0], labels[:0], steps=torch.zeros(0, dtype=torch.long))
+
+
+def test_equal_steps_for_each_are_steps_for_all(conv_net):
+    """Bit for bit, with restarts too: the random starts are the same."""
+    model, (images, labels) = conv_net(), batch(6)
+    for restarts in (1, 3):
+        attack = PGD(0.1, 0.03, steps=4, restarts=restarts)
+        each = torch.full((6,), 4)
+        ours = attack(model, images, labels, steps=each, generator=seeded(2))
+        assert torch.equal(ours, attack(model, images, labels, generator=seeded(2)))
+
+
 # restarts
 
 

@@ -26,6 +26,7 @@ from catlib import (
     smooth,
 )
 from catlib.lab.baselines import NFGSM, FreeTraining
+from catlib.readings import steps_near_boundary
 
 NAN, INF = float("nan"), float("inf")
 LABELS = torch.arange(60) % 3
@@ -45,6 +46,11 @@ def attack(x=None, y=None, **options):
     """An attack on four good images, but for what is said."""
     x, y = images() if x is None else x, torch.tensor([0, 1, 2, 0]) if y is None else y
     return lambda: pgd(MODEL, x, y, **({"epsilon": 0.1, "steps": 2} | options))
+
+
+def steps_each(steps, **options):
+    """An attack in which each of four good images has its own steps."""
+    return lambda: PGD(0.1, **options)(MODEL, images(), torch.tensor([0, 1, 2, 0]), steps=steps)
 
 
 def labels(*values):
@@ -279,6 +285,33 @@ TABLE = {
         "floating-point",
     ),
     "a start in words": (attack(start="random"), TypeError, "str", "floating-point tensor"),
+    "steps for too few images": (
+        steps_each(torch.ones(3, dtype=torch.long)),
+        ValueError,
+        "(3,)",
+        "one for each image",
+    ),
+    "half steps for images": (steps_each(torch.ones(4)), TypeError, "torch.float32", "integers"),
+    "steps below 0": (steps_each(torch.tensor([1, -2, 0, 0])), ValueError, "-2", "at least 0"),
+    "steps as a list": (steps_each([1, 1, 1, 1]), TypeError, "list", "a tensor of integers (4,)"),
+    "steps for each and an early stop": (
+        steps_each(torch.ones(4, dtype=torch.long), early_stop=True),
+        ValueError,
+        "early_stop=True",
+        "use early_stop=False",
+    ),
+    "steps for each and a graph": (
+        steps_each(torch.ones(4, dtype=torch.long), compile=True),
+        ValueError,
+        "compile=True",
+        "use compile=False",
+    ),
+    "a budget of most 0": (
+        lambda: steps_near_boundary(torch.ones(3), 0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
     # Eq. 3 and 4
     "gain of a label of -100": (
         lambda: information_gain(torch.zeros(2, 3), torch.tensor([0, -100])),
@@ -906,6 +939,26 @@ TABLE = {
         ValueError,
         "memory is given",
         "Use memory=None",
+    ),
+    "a budget without weights": (
+        training(budget=steps_near_boundary),
+        TypeError,
+        "UniformSampler",
+        "CaseSampler(temperature=1e12",
+    ),
+    "a budget for another attack": (
+        training(
+            budget=steps_near_boundary, sampler=CaseSampler(DIGITS.y_train), attack=NFGSM(0.1)
+        ),
+        TypeError,
+        "NFGSM",
+        "only a PGD",
+    ),
+    "a budget and a graph": (
+        training(budget=steps_near_boundary, sampler=CaseSampler(DIGITS.y_train), compile=True),
+        ValueError,
+        "compile=True",
+        "use compile=False",
     ),
     "no seed of a training": (training(seed=None), ValueError, "None", "integer of at least 0"),
     "a negative seed": (training(seed=-1), ValueError, "-1", "integer of at least 0"),

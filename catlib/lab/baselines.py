@@ -75,7 +75,7 @@ class FreeTraining(Training):
     and so costs one pass an image. The noise outlives the batch. ``attack`` is a PGD, of which only
     ``epsilon`` and ``steps`` are used.
 
-    Raises: ValueError: a memory, for which the noise has no use.
+    Raises: ValueError: a memory or a budget, for which there is no use here.
     """
 
     attack: PGD
@@ -86,11 +86,12 @@ class FreeTraining(Training):
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         **options: Any,
     ) -> None:
-        if options.get("memory") is not None:
-            raise ValueError(
-                "memory is given; free training carries its noise from batch to batch and cannot "
-                "begin elsewhere. Use memory=None."
-            )
+        for name in ("memory", "budget"):
+            if options.get(name) is not None:
+                raise ValueError(
+                    f"{name} is given; free training carries its noise from batch to batch, and "
+                    f"every replay is one step of it. Use {name}=None."
+                )
         super().__init__(*arguments, **options)
         self._augment_once = augment
         self._replayed: tuple[Tensor, Tensor, Tensor] | None = None
@@ -106,7 +107,13 @@ class FreeTraining(Training):
             self._replayed = indices, images, labels
         return self._replayed
 
-    def _craft(self, images: Tensor, labels: Tensor, recall: Recall | None = None) -> Tensor:
+    def _craft(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        recall: Recall | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
         if self._noise is None:
             self._noise = torch.zeros_like(images)
         return (images + self._noise).clamp_(0, 1)
