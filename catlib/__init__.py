@@ -4,6 +4,7 @@ The parts of the method, each usable in a training loop of one's own.
 """
 
 from .attacks import PGD, pgd
+from .collapse import guarded
 from .data import CropAndFlip, Data, crop_and_flip, load_data
 from .evaluation import accuracy, check_model, robust_accuracy
 from .gain import information_gain, smooth
@@ -26,6 +27,7 @@ __all__ = [
     "build_model",
     "check_model",
     "crop_and_flip",
+    "guarded",
     "information_gain",
     "load_data",
     "pgd",

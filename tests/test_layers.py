@@ -20,7 +20,7 @@ LAB = PACKAGE / "lab"
 FLOORS = [
     {"attacks", "gain", "interrupts", "kernels", "modes", "readings", "samplers"},
     {"data", "files", "guards", "memory", "models", "own"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "collapse"},
     {"lab"},
 ]
 LAB_FLOORS = [
