@@ -35,6 +35,7 @@ def pgd(
     steps: int,
     restarts: int = 1,
     random_start: bool = True,
+    start: Tensor | None = None,
     rule: str = "sign",
     norm: str = "linf",
     batch_norm: str = "eval",
@@ -57,6 +58,9 @@ def pgd(
         restarts: independent random starts; an example keeps the one with the largest loss.
         random_start: $\delta^0$ is uniform in the linf ball; in the l2 ball its direction and its
             length are uniform. Without a random start, $\delta^0 = 0$.
+        start: $\delta^0$ itself, (B, C, H, W), such as what an attack on the same images found
+            before. It is first brought into the ball and the images into [0, 1]. Of several
+            restarts the first begins there, and the others at random.
         rule: "sign" is the usual step (l2: the gradient divided by its length). "gradient" is Eq. 2
             exactly as printed: it adds the gradient of an example's own loss, and has no step size.
         norm: of the ball, "linf" or "l2".
@@ -91,7 +95,7 @@ def pgd(
         early_stop=early_stop,
         batch_size=batch_size,
     )
-    return attack(model, images, labels, generator=generator)
+    return attack(model, images, labels, start=start, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -142,22 +146,33 @@ class PGD:
         images: Tensor,
         labels: Tensor,
         *,
+        start: Tensor | None = None,
+        steps: Tensor | None = None,
         generator: torch.Generator | None = None,
         check: bool = True,
         share: slice = WHOLE,
     ) -> Tensor:
         """Adversarial images; see :func:`pgd`.
 
-        ``check=False`` trusts the images and labels, and so does not wait for a GPU. With ``share``
-        only ``images[share]`` are attacked, from the random starts that they have in the whole
-        batch.
+        Args:
+            steps: (B,) integers: the steps of each image, instead of the same number for all. Only
+                images that still have steps go through the model. Not with ``early_stop`` or
+                ``compile``, whose batches it would change.
+            check: False trusts the images, the labels and the numbers of ``start``, and so does not
+                wait for a GPU.
+            share: only ``images[share]`` are attacked, from the random starts that they have in the
+                whole batch.
         """
+        if steps is not None:
+            self._check_steps(steps, images)
         if self.early_stop:
             adversarial, _ = self.attack_until_broken(
-                model, images, labels, generator=generator, share=share
+                model, images, labels, start=start, generator=generator, share=share
             )
             return adversarial
         largest_label = check_batch(images, labels) if check else -1
+        if start is not None:
+            _check_start(start, images, finite=check)
         network = Network(model, largest_label)
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
@@ -167,10 +182,12 @@ class PGD:
             worst_loss = worst.new_full((len(worst),), -torch.inf)
             for count in self._restarts_in_each_pass(len(images)):
                 x = images.repeat(count, 1, 1, 1)
-                start = _share_of_each(self._start(x, generator), count, share)
+                begin = _share_of_each(self._start(x, start, generator), count, share)
+                start = None  # only the first restart begins there
                 x = _share_of_each(x, count, share)
                 y = labels[share].long().repeat(count)
-                adversarial = self._maximise(network, start, x, y, interrupts)
+                each = None if steps is None else steps[share].repeat(count)
+                adversarial = self._maximise(network, begin, x, y, each, interrupts)
                 if self.restarts == 1:
                     return adversarial  # there is no other start to compare it with
                 logits = network(adversarial)
@@ -192,6 +209,7 @@ class PGD:
         x: Tensor,
         images: Tensor,
         labels: Tensor,
+        steps_each: Tensor | None,
         interrupts: Interrupts,
     ) -> Tensor:
         """Eq. 2 from x: ``steps`` times up the slope of the loss and back into the ball."""
@@ -212,6 +230,12 @@ class PGD:
                 ) as step:
                     for _ in steps:
                         x = step(x)
+            elif steps_each is not None:
+                for done in interrupts.polled(range(int(steps_each.max()))):
+                    ids = (steps_each > done).nonzero().squeeze(1)
+                    slope = gradient(network, x[ids], labels[ids])
+                    part = ball_around(images[ids], self.epsilon, self.norm)
+                    x[ids] = project(ascend(x[ids], slope, part, eta), part)
             else:
                 for _ in steps:
                     x = project(ascend(x, gradient(network, x, labels), ball, eta), ball)
@@ -223,6 +247,7 @@ class PGD:
         images: Tensor,
         labels: Tensor,
         *,
+        start: Tensor | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
         share: slice = WHOLE,
@@ -242,6 +267,8 @@ class PGD:
             batch_size = self.batch_size
         check_count("batch_size", batch_size, at_least=1)
         network = Network(model, check_batch(images, labels))
+        if start is not None:
+            _check_start(start, images)
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
             state = _AttackState(images[share], labels[share])
@@ -250,9 +277,10 @@ class PGD:
             for ids, x in interrupts.polled(_batches(survivors, state.images, batch_size)):
                 state.judge(ids, x, network(x))
             for _ in range(self.restarts):
-                start = self._start(images, generator)[share]
+                x = self._start(images, start, generator)[share]
+                start = None  # only the first restart begins there
                 survivors = state.survivors()
-                iterates = start[survivors]
+                iterates = x[survivors]
                 with fast_first_layers(model, images.device):
                     for _ in range(self.steps):
                         batches = interrupts.polled(_batches(survivors, iterates, batch_size))
@@ -293,10 +321,30 @@ class PGD:
         for first in range(0, self.restarts, most):
             yield min(most, self.restarts - first)
 
-    def _start(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _start(
+        self, images: Tensor, start: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        r"""Images plus $\delta^0$. ``start`` is that of the first images; the others have none."""
+        if start is not None:
+            begun = given_start(images[: len(start)], start, self.epsilon, self.norm)
+            others = images[len(start) :]
+            if not len(others):
+                return begun
+            return torch.cat([begun, self._start(others, None, generator)])
         if self.random_start:
             return random_start(images, self.epsilon, self.norm, generator)
         return images.clone()
+
+    def _check_steps(self, steps: Any, images: Tensor) -> None:
+        """Refuse what cannot be the number of steps of each of these images."""
+        for name in ("early_stop", "compile"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"steps are given for each image, with {name}=True; use {name}=False."
+                )
+        check_integers("steps", steps, len(images))
+        if len(steps) and steps.min() < 0:
+            raise ValueError(f"an image has {steps.min()} steps; it must have at least 0.")
 
     @property
     def _eta(self) -> float | None:
@@ -357,6 +405,13 @@ def random_start(
     length = images.new_empty(len(images), 1, 1, 1).uniform_(0, epsilon, generator=generator)
     direction = _unit(noise.normal_(generator=generator))
     return images.add(length * direction).clamp_(0, 1)
+
+
+def given_start(images: Tensor, start: Tensor, epsilon: float, norm: str) -> Tensor:
+    """Images plus the perturbations ``start``, brought into the ball and into [0, 1]."""
+    ball = ball_around(images, epsilon, norm)
+    delta = start.to(images.dtype).clamp(-LARGE, LARGE)
+    return project(images + delta if isinstance(ball, LinfBall) else delta, ball)
 
 
 def gradient(network: "Network", x: Tensor, labels: Tensor) -> Tensor:
@@ -547,6 +602,18 @@ def check_count(name: str, value: Any, *, at_least: int) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
 
 
+def check_integers(name: str, values: Any, count: int) -> None:
+    """Raise TypeError or ValueError if these are not ``count`` integers, in a tensor."""
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} are {kind}; they must be a tensor of integers ({count},).")
+    if values.shape != (count,) or values.dtype == torch.bool:
+        raise ValueError(
+            f"{name} are {values.dtype} of shape {tuple(values.shape)}; they must be integers "
+            f"({count},), one for each image."
+        )
+
+
 def _checked_number(name: str, value: Any) -> float:
     """The setting, checked: an int as it is, any other number as a float."""
     if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
@@ -555,6 +622,31 @@ def _checked_number(name: str, value: Any) -> float:
             f"in units of images in [0, 1]."
         )
     return value if isinstance(value, int) else float(value)
+
+
+def _check_start(start: Any, images: Tensor, *, finite: bool = True) -> None:
+    """Refuse what cannot be the first perturbations of these images.
+
+    ``finite=False`` leaves out the look at every number, which would wait for a GPU.
+    """
+    if not isinstance(start, Tensor) or not start.is_floating_point():
+        kind = start.dtype if isinstance(start, Tensor) else type(start).__name__
+        raise TypeError(
+            f"start is {kind}; it must be a floating-point tensor of perturbations, in units of "
+            f"the images."
+        )
+    if start.shape != images.shape:
+        raise ValueError(
+            f"start is {tuple(start.shape)} for images {tuple(images.shape)}; it must have one "
+            f"perturbation an image, of its shape."
+        )
+    if start.device != images.device:
+        raise ValueError(
+            f"start is on {start.device}, the images are on {images.device}; move it there."
+        )
+    if finite and not start.isfinite().all():
+        worst = start[~start.isfinite()][0].item()
+        raise ValueError(f"start has a perturbation of {worst}; each must be a finite number.")
 
 
 def check_adversarial(adversarial: Any, images: Tensor, *, finite: bool = True) -> Tensor:

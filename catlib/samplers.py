@@ -203,8 +203,8 @@ class CaseSampler(_BatchSampler):
             deviation of the weights, recomputed every n // sampling_number draws (1 until then),
             so that the scale of the logits does not matter.
         log_weight: the place to change the probability of a draw: maps the weights w (n,) to log
-            weights (n,), used instead of w / temperature. Needs tree=False; examples: WEIGHTINGS
-            in catlib/lab/runs.py.
+            weights (n,), used instead of w / temperature, e.g. ``near_boundary`` or ``by_rank`` of
+            catlib.readings. Needs tree=False.
         tree: draw by a sum tree (O(log n) an example, on a CPU) instead of by one sort of all
             examples; the probabilities are the same. None decides by size. On a GPU the sort is
             replaced by a top-k for each class, again with the same probabilities.

@@ -13,11 +13,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .attacks import PGD, check_adversarial, check_count, check_logits
 from .data import SUBSETS, Data, subset
+from .data.augmentation import MovingAugmentation
 from .evaluation import accuracy, recalibrated, robust_accuracy
 from .gain import information_gain
-from .guards import BufferCopy, check_loss, check_optimizer, check_sampler, check_weights
+from .guards import (
+    BufferCopy,
+    check_budget,
+    check_loss,
+    check_memory,
+    check_optimizer,
+    check_sampler,
+    check_weights,
+)
 from .interrupts import deferred_interrupts
 from .kernels.step import compiled
+from .memory import PerturbationMemory, Recall
 from .ranks import find_ranks, own_gpu
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -117,6 +127,12 @@ class Training(Iterator[Record]):
             :func:`adversarial_cross_entropy`, the default. TRADES, for example, compares the
             logits of both versions of an image. Every image that it sends through the model
             counts as a pass, and Eq. 3 is taken from the adversarial logits that it returns.
+        memory: where the attack on an image begins at what the last attack on it found; what this
+            one finds is stored there. It needs a PGD, and an ``augment`` that can be undone, such
+            as ``CropAndFlip()``. It is moved to the device.
+        budget: ``budget(weights) -> steps``: how many steps of a PGD each example of a batch gets,
+            (B,) integers, by its weight (B,) in the sampler, e.g. ``steps_near_boundary`` of
+            catlib.readings. None gives all of them ``attack.steps``.
         device: "auto" takes a GPU if there is one.
         precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only;
             evaluation is always in float32.
@@ -153,6 +169,8 @@ class Training(Iterator[Record]):
         recalibrate: int = 0,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         loss: Callable[..., tuple[Tensor, Tensor]] = adversarial_cross_entropy,
+        memory: PerturbationMemory | None = None,
+        budget: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -177,6 +195,10 @@ class Training(Iterator[Record]):
             check_count("iterations", iterations, at_least=0)
         check_sampler(sampler, len(data.y_train))
         check_optimizer(optimizer, scheduler, model)
+        if memory is not None:
+            check_memory(memory, data.x_train, attack, augment)
+        if budget is not None:
+            check_budget(sampler, attack, compile)
         if evaluation_attack is None and isinstance(attack, PGD):
             # without a step size PGD takes the one that suits its steps
             evaluation_attack = replace(attack, steps=20, step_size=None)
@@ -202,6 +224,8 @@ class Training(Iterator[Record]):
         self.scheduler = scheduler
         self.augment = augment
         self.loss = loss
+        self.memory = None if memory is None else memory.to(self.device)
+        self.budget = budget
 
         self.iterations = iterations
         self.evaluate_every = evaluate_every
@@ -295,10 +319,10 @@ class Training(Iterator[Record]):
                 torch.manual_seed(self._random_stream(self.ranks.rank))
                 self._generator.manual_seed(self._random_stream())
                 with self.ranks.agreed():
-                    if self.augment:
-                        images = self.augment(images, self._generator)
+                    images, recall = self._augment_and_recall(indices, images)
                     # line 4: craft adversarial examples, those of this rank's share
-                    adversarial = self._craft(images, labels)
+                    steps = self._steps_each(indices)
+                    adversarial = self._craft(images, labels, recall, steps)
                 whole_batch = self.ranks.gather(adversarial, len(labels))
                 # line 5 (and Eq. 3, from the same logits)
                 loss, logits, gain = self._update(images, adversarial, labels, on_host)
@@ -318,6 +342,8 @@ class Training(Iterator[Record]):
         self.passes += self._spent
         self.seen[indices.to(self.device)] = True
         try:
+            if recall is not None:
+                recall.store(whole_batch - images)
             # line 6: Eq. 4
             self.sampler.update(indices, gain.to(indices.device))
             if self.scheduler is not None:
@@ -374,10 +400,42 @@ class Training(Iterator[Record]):
         sequence = np.random.SeedSequence(origin)
         return int(sequence.generate_state(1)[0])
 
-    def _craft(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Adversarial versions (b, C, H, W) of this rank's share of the images (B, C, H, W)."""
+    def _augment_and_recall(self, indices: Tensor, images: Tensor) -> tuple[Tensor, Recall | None]:
+        """The images (B, C, H, W) augmented, and what is remembered of them, moved likewise."""
+        if self.memory is None:
+            if self.augment is not None:
+                images = self.augment(images, self._generator)
+            return images, None
+        if self.augment is None:
+            return images, self.memory.recall(indices)
+        assert isinstance(self.augment, MovingAugmentation)  # as it was checked
+        moves = self.augment.draw(images, self._generator)
+        return moves(images), self.memory.recall(indices, moves)
+
+    def _steps_each(self, indices: Tensor) -> Tensor | None:
+        """The steps of the attack on each example of the batch (B,), if there is a budget."""
+        if self.budget is None:
+            return None
+        check_budget(self.sampler, self.attack, compile=False)
+        weights = self.sampler.weights[indices]
+        return torch.as_tensor(self.budget(weights), device=self.device)
+
+    def _craft(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        recall: Recall | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial versions (b, C, H, W) of this rank's share of the images (B, C, H, W).
+
+        A PGD begins at what is remembered of them, and gives each image its own ``steps``.
+        """
         share = self.ranks.share(len(labels))
         attack = self.attack
+        start = None
+        if recall is not None:
+            start = recall.start(images, attack, self._generator)
         if isinstance(attack, PGD):
             network = self._network
             if attack.compile:
@@ -389,7 +447,14 @@ class Training(Iterator[Record]):
                 self._spent += passes_a_restart * attack.restarts * len(images[share])
             # images and labels come from the data set, which was checked when it was loaded
             return attack(
-                network, images, labels, generator=self._generator, check=False, share=share
+                network,
+                images,
+                labels,
+                start=start,
+                steps=steps,
+                generator=self._generator,
+                check=False,
+                share=share,
             )
         images = images[share]
         adversarial = attack(self._network, images, labels[share])
@@ -512,6 +577,8 @@ class Training(Iterator[Record]):
             "drawn": self._drawn,
             "pending": None if self._pending is None else asdict(self._pending),
         }
+        if self.memory is not None:
+            state["memory"] = self.memory.state_dict()
         return copy.deepcopy(state)
 
     def _made_of(self) -> dict[str, str]:
@@ -547,6 +614,8 @@ class Training(Iterator[Record]):
             self.scheduler.load_state_dict(state["scheduler"])
         self.sampler.load_state_dict(state["sampler"])
         self._batches = iter(self.sampler)
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
         self.iteration = state["iteration"]
         self.examples = state["examples"]
         self.passes = state["passes"]
@@ -562,6 +631,11 @@ class Training(Iterator[Record]):
             raise ValueError(
                 f"the state lacks {', '.join(missing)}; it must be what state_dict() of a "
                 "Training returned, in this version of catlib."
+            )
+        if "memory" in state and self.memory is None:
+            raise ValueError(
+                "the state is of a training with a memory of perturbations; this one has none. "
+                "Build the Training from the same arguments first."
             )
         for part, ours in self._made_of().items():
             theirs = state["made_of"].get(part)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import catlib
-from catlib import Data, crop_and_flip, load_data
+from catlib import CropAndFlip, Data, crop_and_flip, load_data
 from catlib.data import KEYS, data_root, subset
 
 
@@ -598,6 +598,43 @@ def test_crop_and_flip_equals_a_loop(n, channels, height, width, padding, seed):
         padded[:, padding : padding + height, padding : padding + width] = images[i]
         crop = padded[:, down[i] : down[i] + height, right[i] : right[i] + width]
         assert torch.equal(ours[i], crop.flip(2) if mirror[i] else crop)
+
+
+@given(
+    n=st.integers(0, 5),
+    channels=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    padding=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
+def test_moves_go_back(n, channels, height, width, padding, seed):
+    """Pixels that stayed in the frame return exactly, others are 0; by a loop over the images."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(n, channels, height, width, generator=generator) + 1  # no pixel is 0
+    moves = CropAndFlip(padding).draw(images, generator)
+    back = moves.inverse()(moves(images))
+    for i in range(n):
+        down = int(moves.down[i]) - padding
+        right = int(moves.right[i]) - padding
+        expected = torch.zeros(channels, height, width)
+        rows = slice(max(down, 0), max(height + min(down, 0), 0))
+        columns = slice(max(right, 0), max(width + min(right, 0), 0))
+        expected[:, rows, columns] = images[i][:, rows, columns]
+        assert torch.equal(back[i], expected)
+    assert torch.equal(moves(back), moves(images) * moves(torch.ones_like(images)))
+    twice = moves.inverse().inverse()
+    assert torch.equal(twice(images), moves(images))
+
+
+def test_crop_and_flip_as_a_value_is_the_function():
+    """Same random numbers, same images, same order in memory, which rounding depends on."""
+    images = torch.rand(20, 3, 8, 8)
+    function = crop_and_flip(images, torch.Generator().manual_seed(3), 2)
+    augment = CropAndFlip(2)
+    moves = augment.draw(images, torch.Generator().manual_seed(3))
+    for ours in (augment(images, torch.Generator().manual_seed(3)), moves(images)):
+        assert torch.equal(ours, function) and ours.stride() == function.stride()
 
 
 def test_crop_and_flip_uses_every_shift():

@@ -18,9 +18,9 @@ PACKAGE = Path(catlib.__file__).parent
 LAB = PACKAGE / "lab"
 # The lowest first. A name is a module or a folder of modules; one that stands in no row fails.
 FLOORS = [
-    {"attacks", "gain", "interrupts", "kernels", "modes", "samplers"},
-    {"data", "files", "guards", "models", "own", "ranks"},
-    {"training", "evaluation"},
+    {"attacks", "gain", "interrupts", "kernels", "modes", "readings", "samplers"},
+    {"data", "files", "guards", "memory", "models", "own", "ranks"},
+    {"training", "evaluation", "collapse"},
     {"lab"},
 ]
 LAB_FLOORS = [

@@ -470,6 +470,12 @@ def test_numbers_of_numpy_are_numbers():
         ({"evaluation_rule": "mean"}, "evaluation_rule is 'mean'; it must be one of sign"),
         ({"norm": "l1"}, "norm is 'l1'"),
         ({"crafting": "free", "steps": 0}, "steps is 0; with crafting 'free'"),
+        ({"memory_bits": 4}, "memory_bits is 4; it must be 0, 8 or 16"),
+        ({"memory_bits": 8, "crafting": "n-fgsm"}, "crafting 'n-fgsm'; only 'pgd'"),
+        ({"budget": "rank"}, "budget is 'rank'; it must be one of equal, boundary"),
+        ({"budget": "boundary", "method": "AT"}, "method 'AT', which has no weights"),
+        ({"budget": "boundary", "crafting": "n-fgsm"}, "only crafting 'pgd' can follow it"),
+        ({"budget": "boundary", "steps": 0}, "steps is 0; with budget 'boundary'"),
         ({"schedule": "cyclic", "iterations": None}, "iterations is None; a cyclic schedule"),
     ],
 )
@@ -558,7 +564,15 @@ class Killed(BaseException):
 
 
 CHANGING = replace(
-    TINY, warm_up=5, epsilon_warm_up=7, schedule="cyclic", optimizer="adam", augment=True
+    TINY,
+    warm_up=5,
+    epsilon_warm_up=7,
+    schedule="cyclic",
+    optimizer="adam",
+    augment=True,
+    memory_bits=8,
+    budget="boundary",
+    weighting="rank",
 )
 
 

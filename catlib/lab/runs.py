@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,14 @@ import catlib
 from catlib import (
     PGD,
     CaseSampler,
+    CropAndFlip,
     Data,
+    PerturbationMemory,
     Record,
     Training,
     UniformSampler,
     accuracy,
     build_model,
-    crop_and_flip,
     load_data,
     robust_accuracy,
 )
@@ -59,6 +60,7 @@ from ..interrupts import deferred_interrupts
 from ..kernels.step import begin_compiled_run
 from ..models import check_width
 from ..ranks import find_ranks
+from ..readings import by_rank, near_boundary, standardised, steps_near_boundary
 from ..training import adversarial_cross_entropy, choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
 from .losses import MART, TRADES, KLAttack
@@ -70,6 +72,7 @@ OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cyclic")
 CRAFTING = ("pgd", "n-fgsm", "free", "batch mean", "kl")
 LOSSES = ("cross-entropy", "trades", "mart")
+MEMORY_BITS = (0, 8, 16)
 JUDGES = ("sign", "gradient", "batch mean")
 LEAST = {  # the smallest value of the settings that are counts
     "seed": 0,
@@ -94,20 +97,18 @@ REPLACED = ".replaced-"  # in the name of a folder: a run that was put aside
 UNIFORM = 1e12  # a temperature at which all weights count the same
 
 
-def _standardised(w: Tensor) -> Tensor:
-    return (w - w.mean()) / w.std().clamp(min=1e-6)
-
-
 # how a weight w of Eq. 4 becomes the logarithm of a probability, up to a constant;
 # None is w / temperature
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "power": None,
-    "inverted": lambda w: -_standardised(w),
-    "boundary": lambda w: -_standardised(w.abs()),
+    "inverted": lambda w: -standardised(w),
+    "boundary": near_boundary,
     "softplus": lambda w: nn.functional.softplus(w).clamp(min=1e-30).log(),
     "clamp": lambda w: w.clamp(min=1e-3).log(),
-    "rank": lambda w: (w.argsort().argsort() + 1.0).log(),
+    "rank": by_rank,
 }
+# how many steps of the attack an example gets by its weight
+BUDGETS = ("equal", "boundary")
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,12 @@ class Trial:
     norm: str = "linf"
     batch_norm: str = "eval"
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
+    # bits a pixel in which the last perturbation of every image is remembered, for the next attack
+    # on it to begin there: 8 or 16; 0 remembers nothing
+    memory_bits: int = 0
+    # "boundary": an example gets up to twice ``steps``, the more the smaller |w| is in its batch,
+    # and the farthest none; on average ``steps``
+    budget: str = "equal"
     # or a cheap rival of catlib.lab.baselines: "n-fgsm", "free" (``steps`` are its replays),
     # "batch mean"; or "kl", the attack of TRADES (catlib.lab.losses)
     crafting: str = "pgd"
@@ -183,12 +190,22 @@ class Trial:
                 check_count(name, getattr(self, name), at_least=least)
         self._check_choice("method", METHODS)
         self._check_choice("weighting", tuple(WEIGHTINGS))
+        self._check_choice("budget", BUDGETS)
         self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("crafting", CRAFTING)
         self._check_choice("loss", LOSSES)
         self._check_choice("evaluation_subset", SUBSETS)
         self._check_choice("evaluation_rule", JUDGES)
+        if self.memory_bits not in MEMORY_BITS:
+            raise ValueError(f"memory_bits is {self.memory_bits}; it must be 0, 8 or 16.")
+        if self.memory_bits and self.crafting != "pgd":
+            raise ValueError(
+                f"memory_bits is {self.memory_bits} with crafting {self.crafting!r}; only 'pgd' "
+                "can begin at what is remembered."
+            )
+        if self.budget != "equal":
+            self._check_budget()
         for name in ("learning_rate", "weight_decay", "beta"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -210,6 +227,17 @@ class Trial:
         value = getattr(self, name)
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+
+    def _check_budget(self) -> None:
+        if self.method == "AT":
+            raise ValueError(
+                f"budget is {self.budget!r} with method 'AT', which has no weights. Uniform draws "
+                f"with weights are method 'CAT' with temperature=1e12 and class_balanced=False."
+            )
+        if self.crafting != "pgd":
+            raise ValueError(f"budget is {self.budget!r}; only crafting 'pgd' can follow it.")
+        if self.steps == 0:
+            raise ValueError(f"steps is 0; with budget {self.budget!r} it must be at least 1.")
 
     @property
     def id(self) -> str:
@@ -293,8 +321,10 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         evaluation_subset=trial.evaluation_subset,
         recalibrate=trial.recalibrate,
         evaluation_attack=trial.judge(),
-        augment=crop_and_flip if trial.augment else None,
+        augment=CropAndFlip() if trial.augment else None,
         loss=_build_loss(trial),
+        memory=_build_memory(trial, data),
+        budget=_build_budget(trial),
         seed=trial.seed,
         device=device,
         precision=trial.precision,
@@ -357,6 +387,22 @@ def _build_loss(trial: Trial) -> Callable[..., tuple[Tensor, Tensor]]:
     if trial.loss == "mart":
         return MART(trial.beta)
     return adversarial_cross_entropy
+
+
+def _build_memory(trial: Trial, data: Data) -> PerturbationMemory | None:
+    if not trial.memory_bits:
+        return None
+    n, *shape = data.x_train.shape
+    # while epsilon grows, it stays below the trial's
+    return PerturbationMemory(
+        n, tuple(shape), trial.epsilon, bits=trial.memory_bits, device=data.x_train.device
+    )
+
+
+def _build_budget(trial: Trial) -> Callable[[Tensor], Tensor] | None:
+    if trial.budget == "equal":
+        return None
+    return partial(steps_near_boundary, most=2 * trial.steps)
 
 
 def _build_optimizer(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
