@@ -53,6 +53,7 @@ from catlib import (
 
 from ..attacks import check_count
 from ..data import SUBSETS
+from ..evaluation import judging
 from ..files import remove_leftovers, write_whole
 from ..models import check_width
 from ..training import adversarial_cross_entropy, choose_device
@@ -77,6 +78,7 @@ LEAST = {  # the smallest value of the settings that are counts
     "restarts": 1,
     "epsilon_warm_up": 0,
     "evaluate_every": 0,
+    "evaluate_first": 0,
     "evaluation_size": 1,
     "evaluation_steps": 0,
     "recalibrate": 0,
@@ -151,6 +153,7 @@ class Trial:
     augment: bool = False
     # the evaluation, on evaluation_size test images: the "first" so many, or "spread" over them
     evaluate_every: int = 10
+    evaluate_first: int = 0  # and after each of the first so many iterations
     evaluation_size: int = 500
     evaluation_subset: str = "first"
     recalibrate: int = 0  # training images for the statistics of batch norm; 0 keeps its own
@@ -160,6 +163,9 @@ class Trial:
     # at the end, PGD-20 with so many restarts on the whole test set; 0 is none
     final_restarts: int = 0
     final_size: int | None = None  # so many test images instead, chosen in the same way
+    # at the end as well, of a reading of the paper whose attack may do little: the robust accuracy
+    # under signed PGD-20 at this epsilon, and how far the evaluation's attack moves a pixel
+    audit_epsilon: float | None = None
     # the machine
     device: str = "auto"
     precision: str = "auto"
@@ -190,6 +196,11 @@ class Trial:
         if self.crafting == "free" and self.steps == 0:
             raise ValueError("steps is 0; with crafting 'free' it must be at least 1, the replays.")
         check_width(self.model, self.width)
+        if self.evaluate_first and not self.evaluate_every:
+            raise ValueError(
+                f"evaluate_first is {self.evaluate_first} and evaluate_every is 0, which is never; "
+                "give an evaluate_every of at least 1."
+            )
         if self.crafting == "kl" and (self.norm != "linf" or self.restarts != 1):
             raise ValueError(
                 f"norm is {self.norm!r} and restarts is {self.restarts}; the attack of TRADES, "
@@ -197,8 +208,14 @@ class Trial:
             )
         if self.schedule == "cyclic" and self.iterations is None:
             raise ValueError("iterations is None; a cyclic schedule must know where it ends.")
+        if self.audit_epsilon is not None and not self.final_restarts:
+            raise ValueError(
+                f"audit_epsilon is {self.audit_epsilon} and final_restarts is 0; the audit is part "
+                "of the judgement at the end: give final_restarts of at least 1."
+            )
         self.attack()  # these check the settings of PGD
         self.judge(max(1, self.final_restarts))
+        self.auditor()
 
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
@@ -249,6 +266,14 @@ class Trial:
             norm=self.norm,
         )
 
+    def auditor(self) -> PGD | None:
+        """PGD-20 with signed steps at full strength, which the audit judges by, too."""
+        if self.audit_epsilon is None:
+            return None
+        return PGD(
+            self.audit_epsilon, steps=20, restarts=max(1, self.final_restarts), norm=self.norm
+        )
+
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:
     allowed = typing.get_args(annotation) or (annotation,)
@@ -283,6 +308,7 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         scheduler=_build_scheduler(trial, optimizer),
         iterations=trial.iterations,
         evaluate_every=trial.evaluate_every,
+        evaluate_first=trial.evaluate_first,
         evaluation_size=trial.evaluation_size,
         evaluation_subset=trial.evaluation_subset,
         recalibrate=trial.recalibrate,
@@ -445,7 +471,7 @@ def run(
         history = _new_or_resumed(folder, trial, training, if_code_changed)
         write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
         for record in records_of(trial, training):
-            history.last = record
+            history.watch(record, training)
             if record.accuracy is not None:
                 history.add(record, training)
                 history.save(folder, trial, training)
@@ -548,6 +574,13 @@ def put_aside(folder: Path) -> None:
     folder.rename(folder.with_name(f"{folder.name}{REPLACED}{now}"))
 
 
+def _batch_accuracy(training: Training) -> Tensor:
+    """The share of the last batch that was classified as labelled, before its update."""
+    batch = training.batch
+    assert batch is not None, "a record comes with its batch"
+    return (batch.logits.argmax(1) == batch.labels).double().mean()
+
+
 class _History:
     """What a run has so far besides its Training.
 
@@ -566,6 +599,9 @@ class _History:
         self.records = records
         self.stretches = stretches
         self.last: Record | None = None
+        # of the batches since the last row: the sum of their robust accuracies, and how many
+        self._right: Tensor | float = 0.0
+        self._batches = 0
         self._started = time.perf_counter() - wall_seconds
 
     @property
@@ -583,12 +619,31 @@ class _History:
     def origin(self, trial: Trial, training: Training) -> dict[str, Any]:
         return {**provenance(trial, training), "stretches": self.stretches}
 
+    def watch(self, record: Record, training: Training) -> None:
+        """Take note of an iteration, whether a row follows it or not."""
+        self.last = record
+        # a tensor, as a GPU would have to wait for a number
+        self._right = self._right + _batch_accuracy(training)
+        self._batches += 1
+
     def add(self, record: Record, training: Training) -> None:
-        batch = training.batch
-        assert batch is not None, "a record comes with its batch"
-        right = batch.logits.argmax(1) == batch.labels  # before the update
-        batch_accuracy = right.double().mean().item()
-        self.records.append({**asdict(record), "batch_accuracy": batch_accuracy})
+        """Add a row.
+
+        Beside the record it says how hard the drawn examples are: ``batch_accuracy`` is the robust
+        accuracy on this iteration's batch, and ``drawn_accuracy`` its mean over the batches since
+        the row before; each is from before the batch's update. ``met_again`` is the share of all
+        draws so far that met an image which had been drawn before.
+        """
+        drawn = self._right / max(1, self._batches)
+        images_seen = int(training.seen.sum())
+        row = {
+            "batch_accuracy": _batch_accuracy(training).item(),
+            "drawn_accuracy": float(drawn),
+            "met_again": 1 - images_seen / record.examples,
+        }
+        self.records.append({**asdict(record), **row})
+        self._right = 0.0
+        self._batches = 0
 
     def save(self, folder: Path, trial: Trial, training: Training) -> None:
         """Write records.csv and checkpoint.pt.
@@ -673,6 +728,10 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         judge = trial.judge(trial.final_restarts)
         final["accuracy"] = accuracy(model, images, labels)
         final["robust_accuracy"] = robust_accuracy(model, images, labels, judge)
+        auditor = trial.auditor()
+        if auditor is not None:
+            final["full_strength"] = robust_accuracy(model, images, labels, auditor)
+            final["moved"] = movement(model, images, labels, trial.judge())
     info = {
         "status": "done",
         **history.origin(trial, training),
@@ -680,6 +739,31 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         "final": final,
     }
     write_json(folder / "run.json", info)
+
+
+def movement(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: PGD | BatchMean, *, seed: int = 0
+) -> float:
+    """How far an attack moves a pixel on the mean, in units of its epsilon; at most 1 in l-inf.
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K), attacked in eval mode, in batches of 512.
+        images, labels: (n, C, H, W) in [0, 1], and (n,).
+        seed: of the random starts.
+    """
+    if attack.epsilon == 0:
+        return 0.0
+    generator = torch.Generator(images.device).manual_seed(seed)
+    total = 0.0
+    with judging(model, images.device) as interrupts:
+        pairs = zip(images.split(512), labels.split(512), strict=True)
+        for x, y in interrupts.polled(pairs):
+            if isinstance(attack, PGD):
+                adversarial = attack(model, x, y, generator=generator)
+            else:
+                adversarial = attack(model, x, y)
+            total += (adversarial - x).abs().double().sum().item()
+    return total / images.numel() / attack.epsilon
 
 
 def is_done(folder: str | Path) -> bool:

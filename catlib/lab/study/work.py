@@ -271,7 +271,8 @@ def save_if_best(training: Training, iteration: int, robust_accuracy: float, pat
 def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
     """A run whose loss became NaN or infinite ends there: it is done, with its records so far."""
     if not (folder / "records.csv").exists():
-        columns = [*(field.name for field in fields(Record)), "batch_accuracy"]
+        columns = [field.name for field in fields(Record)]
+        columns += ["batch_accuracy", "drawn_accuracy", "met_again"]
         write_whole(folder / "records.csv", (",".join(columns) + "\n").encode())
     info = provenance(trial, build_training(trial))
     ending = {"diverged": str(error), "final": {}}
