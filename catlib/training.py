@@ -115,6 +115,8 @@ class Training(Iterator[Record]):
         iterations: where to stop; None goes on for ever.
         evaluate_every: iterations between evaluations, one of which also follows the last
             iteration; 0 is never.
+        evaluate_first: evaluate after each of the first so many iterations as well, where a level
+            may be crossed within a few; needs an ``evaluate_every``.
         evaluation_attack: judges robust accuracy; None is ``attack`` with 20 steps, if it is a PGD.
         evaluation_size: how many test images are the fixed subset that evaluations use.
         evaluation_subset: "first", the first so many; or "spread", evenly over the classes and over
@@ -163,6 +165,7 @@ class Training(Iterator[Record]):
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         iterations: int | None = None,
         evaluate_every: int = 0,
+        evaluate_first: int = 0,
         evaluation_attack: Callable[..., Tensor] | None = None,
         evaluation_size: int = 500,
         evaluation_subset: str = "first",
@@ -184,6 +187,12 @@ class Training(Iterator[Record]):
             )
         check_count("seed", seed, at_least=0)
         check_count("evaluate_every", evaluate_every, at_least=0)
+        check_count("evaluate_first", evaluate_first, at_least=0)
+        if evaluate_first and not evaluate_every:
+            raise ValueError(
+                f"evaluate_first is {evaluate_first} and evaluate_every is 0, which is never; "
+                "give an evaluate_every of at least 1."
+            )
         check_count("evaluation_size", evaluation_size, at_least=1)
         check_count("recalibrate", recalibrate, at_least=0)
         if evaluation_subset not in SUBSETS:
@@ -229,6 +238,7 @@ class Training(Iterator[Record]):
 
         self.iterations = iterations
         self.evaluate_every = evaluate_every
+        self.evaluate_first = evaluate_first
         self.evaluation_attack = evaluation_attack
         self.evaluation_size = evaluation_size
         self.evaluation_subset = evaluation_subset
@@ -527,6 +537,8 @@ class Training(Iterator[Record]):
         """Whether an evaluation follows this iteration."""
         if not self.evaluate_every:
             return False
+        if iteration <= self.evaluate_first:
+            return True
         return iteration % self.evaluate_every == 0 or iteration == self.iterations
 
     def evaluate(self) -> tuple[float, float]:

@@ -1095,6 +1095,30 @@ TABLE = {
         "'last'",
         "first, spread",
     ),
+    "first evaluations without others": (
+        training(evaluate_first=5),
+        ValueError,
+        "5",
+        "an evaluate_every of at least 1",
+    ),
+    "a trial with first evaluations alone": (
+        lambda: Trial(evaluate_first=5, evaluate_every=0),
+        ValueError,
+        "5",
+        "an evaluate_every of at least 1",
+    ),
+    "an audit without a judgement at the end": (
+        lambda: Trial(audit_epsilon=0.3),
+        ValueError,
+        "0.3",
+        "final_restarts of at least 1",
+    ),
+    "an audit at a negative epsilon": (
+        lambda: Trial(audit_epsilon=-0.3, final_restarts=1),
+        ValueError,
+        "-0.3",
+        "at least 0",
+    ),
     "a trial with an unknown subset": (
         lambda: Trial(evaluation_subset="random"),
         ValueError,

@@ -1,5 +1,6 @@
 """The study: its configuration is consistent, what is killed goes on, tables name their origin."""
 
+import functools
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from catlib.lab import site
 from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
 from catlib.lab.batch import units as batch_units
 from catlib.lab.batch.engine import Failure, Pause
-from catlib.lab.runs import Trial, build_training, is_done, records_of, run
+from catlib.lab.runs import Trial, build_training, is_done, movement, records_of, run
 from catlib.lab.study import plan, tables, units, work
 
 TIMES = ["seconds"]
@@ -426,10 +427,105 @@ def test_the_accuracy_on_the_training_batch_is_that_before_the_update(tmp_path):
     assert read(folder / "records.csv").batch_accuracy.tolist() == pytest.approx(seen)
 
 
+@pytest.mark.parametrize("method", ["AT", "CAT"])
+def test_a_row_says_how_hard_the_drawn_examples_were_and_how_often_one_was_met_again(
+    tmp_path, method
+):
+    """By plain counting, over every batch of a run that draws some images twice."""
+    right, met, seen, expected = [], [], set(), []
+
+    def observe(training, record):
+        batch = training.batch
+        right.append((batch.logits.argmax(1) == batch.labels).double().mean().item())
+        for index in batch.indices.tolist():
+            met.append(index in seen)
+            seen.add(index)
+        if record.accuracy is not None:
+            expected.append((sum(right) / len(right), sum(met) / len(met)))
+            right.clear()
+
+    trial = Trial(
+        method=method,
+        iterations=7,
+        evaluate_every=3,
+        evaluation_size=10,
+        evaluation_steps=1,
+        train_size=150,
+        sampling_number=40,
+        steps=1,
+    )
+    table = read(run(trial, tmp_path, observe=observe) / "records.csv")
+    assert list(table.iteration) == [3, 6, 7]
+    assert table.drawn_accuracy.tolist() == pytest.approx([share for share, _ in expected])
+    assert table.met_again.tolist() == pytest.approx([share for _, share in expected])
+    assert 0 < table.met_again.iloc[-1] < 1
+
+
 def test_evaluation_may_use_another_rule_and_epsilon():
     judge = Trial(epsilon=0.1, evaluation_epsilon=0.2, evaluation_rule="gradient").judge(restarts=3)
     assert (judge.epsilon, judge.rule, judge.restarts, judge.steps) == (0.2, "gradient", 3, 20)
     assert Trial(epsilon=0.1).judge() == PGD(0.1, steps=20)
+
+
+@pytest.mark.parametrize("rule", ["sign", "gradient", "batch mean"])
+def test_how_far_an_attack_moves_a_pixel_is_counted_in_epsilons(classifier, digits, rule):
+    """Against one pass over all images at once; the attack of the batch's mean hardly moves."""
+    images, labels = digits.test(slice(60))
+    judge = Trial(epsilon=0.2, evaluation_steps=5, evaluation_rule=rule).judge()
+    if rule == "batch mean":
+        adversarial = judge(classifier, images, labels)
+    else:
+        generator = torch.Generator().manual_seed(0)
+        adversarial = judge(classifier, images, labels, generator=generator)
+    expected = (adversarial - images).abs().mean().item() / 0.2
+    moved = movement(classifier, images, labels, judge)
+    assert moved == pytest.approx(expected, rel=1e-5)
+    assert moved < 0.1 if rule == "batch mean" else 0.2 < moved <= 1
+
+
+def test_an_audit_judges_at_full_strength_what_trained_on_noise(tmp_path):
+    """Its own reading finds it robust; signed PGD-20 at the whole epsilon does not."""
+    trial = Trial(
+        method="AT",
+        steps=0,  # the random start alone
+        evaluation_rule="batch mean",
+        epsilon=0.3,
+        audit_epsilon=0.3,
+        iterations=60,
+        evaluate_every=0,
+        final_restarts=1,
+        final_size=100,
+    )
+    final = json.loads((run(trial, tmp_path) / "run.json").read_text())["final"]
+    assert final["robust_accuracy"] > 0.7
+    assert final["full_strength"] < 0.1
+    assert final["moved"] < 0.1
+
+
+def test_every_arm_of_the_profile_cpu_can_be_built_and_trained(monkeypatch):
+    """An iteration of each, at the scale to try it in minutes; once where pieces share an arm."""
+    monkeypatch.setattr("catlib.lab.runs.load_data", functools.cache(load_data))
+    trials = {}
+    for one in plan.pieces_of("cpu", "tiny"):
+        for arm, trial in one.trials:
+            if trial.dataset == "digits" or (data_root() / f"{trial.dataset}.npz").exists():
+                trials.setdefault((arm, trial.model, trial.dataset), trial)
+    for trial in trials.values():
+        record = next(records_of(trial, build_training(trial)))
+        assert record.iteration == 1 and record.passes > 0
+
+
+@pytest.mark.slow
+def test_the_profile_cpu_runs_from_end_to_end_at_the_tiny_scale(tmp_path):
+    for name in ("mnist", "cifar10"):
+        if not (data_root() / f"{name}.npz").exists():
+            pytest.skip(f"no {name}.npz; set CATLIB_DATA to the folder that has it")
+    assert work.study("cpu", scale="tiny", runs=tmp_path / "runs", results=tmp_path)
+    for one in plan.pieces_of("cpu", "tiny"):
+        table = read(tmp_path / f"{one.table}.csv")
+        assert set(table.arm) == {arm for arm, _ in one.trials}
+        if one.kind == "train":
+            assert table.met_again.between(0, 1).all()
 
 
 # ------------------------------------------------------------------ the cheap rivals

@@ -407,6 +407,12 @@ def test_evaluates_when_due_and_at_the_end(digits):
     assert all(r.accuracy is None for r in take(make(digits), 5))
 
 
+def test_the_first_iterations_may_all_be_evaluated(digits):
+    training = make(digits, iterations=11, evaluate_every=4, evaluate_first=3, evaluation_size=10)
+    evaluated = [record.iteration for record in training if record.accuracy is not None]
+    assert evaluated == [1, 2, 3, 4, 8, 11]
+
+
 def test_checks_may_be_spread_over_the_test_set(digits):
     training = make(
         digits,

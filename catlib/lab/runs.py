@@ -55,13 +55,14 @@ from catlib import (
 
 from ..attacks import check_count
 from ..data import SUBSETS, data_root, find_data
+from ..evaluation import judging
 from ..files import remove_leftovers, write_whole
 from ..interrupts import deferred_interrupts
 from ..kernels.step import begin_compiled_run
 from ..models import check_width
 from ..ranks import find_ranks
 from ..readings import by_rank, near_boundary, standardised, steps_near_boundary
-from ..training import adversarial_cross_entropy, choose_device
+from ..training import Batch, adversarial_cross_entropy, choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
 from .losses import MART, TRADES, KLAttack
 from .paths import ROOT
@@ -84,6 +85,7 @@ LEAST = {  # the smallest value of the settings that are counts
     "restarts": 1,
     "epsilon_warm_up": 0,
     "evaluate_every": 0,
+    "evaluate_first": 0,
     "evaluation_size": 1,
     "evaluation_steps": 0,
     "recalibrate": 0,
@@ -164,6 +166,7 @@ class Trial:
     augment: bool = False
     # the evaluation, on evaluation_size test images: the "first" so many, or "spread" over them
     evaluate_every: int = 10
+    evaluate_first: int = 0  # and after each of the first so many iterations
     evaluation_size: int = 500
     evaluation_subset: str = "first"
     recalibrate: int = 0  # training images for the statistics of batch norm; 0 keeps its own
@@ -173,6 +176,9 @@ class Trial:
     # at the end, PGD-20 with so many restarts on the whole test set; 0 is none
     final_restarts: int = 0
     final_size: int | None = None  # so many test images instead, chosen in the same way
+    # at the end as well, of a reading of the paper whose attack may do little: the robust accuracy
+    # under signed PGD-20 at this epsilon, and how far the evaluation's attack moves a pixel
+    audit_epsilon: float | None = None
     # the machine
     device: str = "auto"
     precision: str = "auto"
@@ -213,6 +219,11 @@ class Trial:
         if self.crafting == "free" and self.steps == 0:
             raise ValueError("steps is 0; with crafting 'free' it must be at least 1, the replays.")
         check_width(self.model, self.width)
+        if self.evaluate_first and not self.evaluate_every:
+            raise ValueError(
+                f"evaluate_first is {self.evaluate_first} and evaluate_every is 0, which is never; "
+                "give an evaluate_every of at least 1."
+            )
         if self.crafting == "kl" and (self.norm != "linf" or self.restarts != 1):
             raise ValueError(
                 f"norm is {self.norm!r} and restarts is {self.restarts}; the attack of TRADES, "
@@ -220,8 +231,14 @@ class Trial:
             )
         if self.schedule == "cyclic" and self.iterations is None:
             raise ValueError("iterations is None; a cyclic schedule must know where it ends.")
+        if self.audit_epsilon is not None and not self.final_restarts:
+            raise ValueError(
+                f"audit_epsilon is {self.audit_epsilon} and final_restarts is 0; the audit is part "
+                "of the judgement at the end: give final_restarts of at least 1."
+            )
         self.attack()  # these check the settings of PGD
         self.judge(max(1, self.final_restarts))
+        self.auditor()
 
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
@@ -283,6 +300,14 @@ class Trial:
             norm=self.norm,
         )
 
+    def auditor(self) -> PGD | None:
+        """PGD-20 with signed steps at full strength, which the audit judges by, too."""
+        if self.audit_epsilon is None:
+            return None
+        return PGD(
+            self.audit_epsilon, steps=20, restarts=max(1, self.final_restarts), norm=self.norm
+        )
+
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:
     allowed = typing.get_args(annotation) or (annotation,)
@@ -317,6 +342,7 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         scheduler=_build_scheduler(trial, optimizer),
         iterations=trial.iterations,
         evaluate_every=trial.evaluate_every,
+        evaluate_first=trial.evaluate_first,
         evaluation_size=trial.evaluation_size,
         evaluation_subset=trial.evaluation_subset,
         recalibrate=trial.recalibrate,
@@ -546,7 +572,7 @@ def _train(
     with deferred_interrupts() as interrupts:
         try:
             for record in records_of(trial, training):
-                history.last = record
+                history.watch(record, training)
                 if record.accuracy is not None:
                     history.add(record, training)
                     history.write_records(folder)
@@ -663,6 +689,11 @@ def put_aside(folder: Path) -> None:
     folder.rename(folder.with_name(f"{folder.name}{REPLACED}{now}"))
 
 
+def _batch_accuracy(batch: Batch) -> Tensor:
+    """The share of a batch that was classified as labelled, before its update."""
+    return (batch.logits.argmax(1) == batch.labels).double().mean()
+
+
 class _History:
     """What a run has so far besides its Training.
 
@@ -670,7 +701,6 @@ class _History:
         records: the rows of records.csv.
         stretches: where and by what code the run was begun and gone on with, in order.
         last: the record of the last iteration.
-        batch_accuracy: the share of the last batch that was classified right, before its update.
     """
 
     def __init__(
@@ -682,7 +712,11 @@ class _History:
         self.records = records
         self.stretches = stretches
         self.last: Record | None = None
-        self.batch_accuracy: float | None = None
+        # of the batches since the last row: the sum of their robust accuracies, and how many
+        self.right: Tensor | float = 0.0
+        self.batches = 0
+        self.batch_accuracy: Tensor | float = 0.0  # of the last batch
+        self._watched = 0  # the iteration of that batch
         self._started = time.perf_counter() - wall_seconds
         self._saved_at = time.monotonic()  # when the last checkpoint was written or read
         self._saved_records = -1  # how many records it holds; none is known of yet
@@ -702,15 +736,39 @@ class _History:
     def origin(self, trial: Trial, training: Training) -> dict[str, Any]:
         return {**provenance(trial, training), "stretches": self.stretches}
 
-    def add(self, record: Record, training: Training) -> None:
+    def watch(self, record: Record, training: Training) -> None:
+        """Take note of an iteration, whether a row follows it or not."""
+        self.last = record
         self._look_at_batch(training)
-        self.records.append({**asdict(record), "batch_accuracy": self.batch_accuracy})
+
+    def add(self, record: Record, training: Training) -> None:
+        """Add a row.
+
+        Beside the record it says how hard the drawn examples are: ``batch_accuracy`` is the robust
+        accuracy on this iteration's batch, and ``drawn_accuracy`` its mean over the batches since
+        the row before; each is from before the batch's update. ``met_again`` is the share of all
+        draws so far that met an image which had been drawn before.
+        """
+        images_seen = int(training.seen.sum())
+        row = {
+            "batch_accuracy": float(self.batch_accuracy),
+            "drawn_accuracy": float(self.right / max(1, self.batches)),
+            "met_again": 1 - images_seen / record.examples,
+        }
+        self.records.append({**asdict(record), **row})
+        self.right = 0.0
+        self.batches = 0
 
     def _look_at_batch(self, training: Training) -> None:
-        # there is none after a checkpoint was loaded, whose own value then stands
-        if training.batch is not None:
-            right = training.batch.logits.argmax(1) == training.batch.labels
-            self.batch_accuracy = right.double().mean().item()
+        """Count the last batch, once."""
+        # there is none after a checkpoint was loaded, which has counted it
+        if training.batch is None or training.iteration == self._watched:
+            return
+        # a tensor, as a GPU would have to wait for a number
+        self.batch_accuracy = _batch_accuracy(training.batch)
+        self.right = self.right + self.batch_accuracy
+        self.batches += 1
+        self._watched = training.iteration
 
     def checkpoint_is_due(self) -> bool:
         """Whether the last checkpoint is old enough for another one."""
@@ -733,15 +791,16 @@ class _History:
 
         It holds the records as well, so that the run has those of its own past alone.
         """
-        self._look_at_batch(training)
+        self._look_at_batch(training)  # its record may wait for its evaluation
         state = {
             "id": trial.id,
             "training": training.state_dict(),
             "records": self.records,
             "stretches": self.stretches,
             "wall_seconds": self.wall_seconds,
-            # for a record that waits for its evaluation
-            "batch_accuracy": self.batch_accuracy,
+            "right": float(self.right),
+            "batches": self.batches,
+            "batch_accuracy": float(self.batch_accuracy),
         }
 
         def save_state(path: Path) -> None:
@@ -779,7 +838,9 @@ def _new_or_resumed(
     else:
         training.load_state_dict(state["training"])
         history = _History(state["records"], state["stretches"], state["wall_seconds"])
-        history.batch_accuracy = state.get("batch_accuracy")
+        history.right = state["right"]
+        history.batches = state["batches"]
+        history.batch_accuracy = state["batch_accuracy"]
     history.write_records(folder)  # without those after the checkpoint, which are made again
     history.begin_stretch(trial, training)
     return history
@@ -817,6 +878,10 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         judge = trial.judge(trial.final_restarts)
         final["accuracy"] = accuracy(model, images, labels)
         final["robust_accuracy"] = robust_accuracy(model, images, labels, judge)
+        auditor = trial.auditor()
+        if auditor is not None:
+            final["full_strength"] = robust_accuracy(model, images, labels, auditor)
+            final["moved"] = movement(model, images, labels, trial.judge())
     info = {
         "status": "done",
         **history.origin(trial, training),
@@ -824,6 +889,31 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         "final": final,
     }
     write_json(folder / "run.json", info)
+
+
+def movement(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: PGD | BatchMean, *, seed: int = 0
+) -> float:
+    """How far an attack moves a pixel on the mean, in units of its epsilon; at most 1 in l-inf.
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K), attacked in eval mode, in batches of 512.
+        images, labels: (n, C, H, W) in [0, 1], and (n,).
+        seed: of the random starts.
+    """
+    if attack.epsilon == 0:
+        return 0.0
+    generator = torch.Generator(images.device).manual_seed(seed)
+    total = 0.0
+    with judging(model, images.device) as interrupts:
+        pairs = zip(images.split(512), labels.split(512), strict=True)
+        for x, y in interrupts.polled(pairs):
+            if isinstance(attack, PGD):
+                adversarial = attack(model, x, y, generator=generator)
+            else:
+                adversarial = attack(model, x, y)
+            total += (adversarial - x).abs().double().sum().item()
+    return total / images.numel() / attack.epsilon
 
 
 def is_done(folder: str | Path) -> bool:

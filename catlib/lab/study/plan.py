@@ -93,6 +93,7 @@ def make_trials(profile_settings: dict, entry: dict, tiny: dict) -> list[tuple[s
     seeds = entry.get("seeds", 0)
     if tiny:
         grid = {name: values[:2] for name, values in grid.items()}
+        tiny = {name: value for name, value in tiny.items() if name not in grid}
         seeds = min(seeds, 1)
     trials = []
     for seed in range(seeds):
@@ -130,6 +131,6 @@ def shrink(settings: dict, tiny: dict) -> dict:
     small = settings | tiny
     if "steps" in tiny and steps <= tiny["steps"]:
         small["steps"] = steps  # an attack that is shorter than the tiny one keeps its length
-    small["sampling_number"] = max(2, settings.get("sampling_number", 128) // 16)
+    small["sampling_number"] = max(2, settings.get("sampling_number", 128) // 8)
     small["final_restarts"] = min(small.get("final_restarts", 0), 2)
     return small

@@ -20,6 +20,8 @@ DIGITS = {
     "accuracy": 4,
     "robust_accuracy": 4,
     "batch_accuracy": 4,
+    "drawn_accuracy": 4,
+    "met_again": 4,
 }
 
 
@@ -196,7 +198,7 @@ def evaluation_lines(trials: list[Trial]) -> dict[str, str]:
         "evaluation": (
             f"{_subset_of(trials, 'evaluation_size')} test images, PGD-{of('evaluation_steps')}, "
             f"one random start, rule {of('evaluation_rule')}; "
-            f"tick: every {of('evaluate_every')} iterations; "
+            f"tick: {_tick_of(trials)}; "
             f"batch_accuracy is on the training batch, before its update"
             f"{_recalibration_of(trials)}"
         )
@@ -206,6 +208,11 @@ def evaluation_lines(trials: list[Trial]) -> dict[str, str]:
         lines["final"] = (
             f"PGD-{of('evaluation_steps')} with {of('final_restarts')} restarts "
             f"on {images} test images"
+        )
+    if any(trial.audit_epsilon is not None for trial in trials):
+        lines["audit"] = (
+            f"final_full_strength is by signed PGD-20 at epsilon {of('audit_epsilon')}, "
+            "final_moved the mean change of a pixel by the evaluation's attack, in its epsilons"
         )
     return lines
 
@@ -222,6 +229,13 @@ def _subset_of(trials: list[Trial], name: str) -> str:
         else:
             words.append(f"{count} spread over all")
     return in_one_line(words)
+
+
+def _tick_of(trials: list[Trial]) -> str:
+    tick = f"every {values_of(trials, 'evaluate_every')} iterations"
+    if any(trial.evaluate_first for trial in trials):
+        tick = f"every iteration up to {values_of(trials, 'evaluate_first')}, then {tick}"
+    return tick
 
 
 def _recalibration_of(trials: list[Trial]) -> str:

@@ -142,7 +142,8 @@ def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
     ending = {"diverged": str(error), "final": {}}
     with only_one_process(folder, wait=None):
         if not (folder / "records.csv").exists():
-            columns = [*(field.name for field in fields(Record)), "batch_accuracy"]
+            columns = [field.name for field in fields(Record)]
+            columns += ["batch_accuracy", "drawn_accuracy", "met_again"]
             write_whole(folder / "records.csv", (",".join(columns) + "\n").encode())
         write_json(folder / "run.json", {"status": "done", **info, **ending})
 
