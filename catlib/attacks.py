@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .interrupts import Interrupts
 from .kernels.convolution import fast_first_layers
+from .kernels.gpu import weights_cast_once
 from .kernels.step import compiled_step
 from .modes import attack_mode
 
@@ -190,11 +191,13 @@ class PGD:
         ball = ball_around(images, self.epsilon, self.norm)
         eta = self._eta
         steps = interrupts.polled(range(self.steps))
-        with fast_first_layers(network.model, images.device):
+        model = network.model
+        device = images.device
+        with fast_first_layers(model, device), weights_cast_once(model, device):
             if self.compile:
                 # the same three functions as one graph
                 step = compiled_step(
-                    network.model,
+                    model,
                     lambda x, slope: project(ascend(x, slope, ball, eta), ball),
                     labels,
                 )

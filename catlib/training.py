@@ -17,6 +17,7 @@ from .evaluation import accuracy, robust_accuracy
 from .gain import information_gain
 from .guards import BufferCopy, check_optimizer, check_sampler, check_weights
 from .interrupts import deferred_interrupts
+from .kernels.gpu import tuned_convolutions
 from .kernels.step import compiled
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -86,9 +87,11 @@ class Training(Iterator[Record]):
         evaluation_size: the first so many test images are the fixed subset that evaluations use.
         augment: ``augment(images, generator) -> images`` before the attack, e.g. ``crop_and_flip``.
         device: "auto" takes a GPU if there is one.
-        precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only;
-            evaluation is always in float32.
+        precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only.
+            Evaluations are in float32; on a GPU the steps of their PGD are in the same precision as
+            training, the verdicts are not.
         compile: let torch.compile speed up attack and update; the first iteration takes a minute.
+            On a GPU evaluations are compiled, too.
         progress: show a tqdm bar.
 
     Raises:
@@ -153,6 +156,9 @@ class Training(Iterator[Record]):
         self._cuda = [self.device] if on_gpu else []
         bfloat16 = precision == "bfloat16" or (precision == "auto" and on_gpu)
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+        # on a CPU evaluations are always in float32, and their batches of many sizes not compiled
+        self._judged_in = "bfloat16" if on_gpu and bfloat16 else "float32"
+        self._judged_compiled = on_gpu and compile
         self._network: Any = self.model
         if compile:
             self._network = compiled(self.model, self.device)
@@ -215,7 +221,11 @@ class Training(Iterator[Record]):
         try:
             # line 3: sample a batch
             indices, images, labels = self._draw()
-            with torch.random.fork_rng(devices=self._cuda), self._autocast:
+            with (
+                torch.random.fork_rng(devices=self._cuda),
+                self._autocast,
+                tuned_convolutions(self.device),
+            ):
                 stream = self._random_stream()
                 torch.manual_seed(stream)
                 self._generator.manual_seed(stream)
@@ -372,8 +382,19 @@ class Training(Iterator[Record]):
             raise ValueError(NO_JUDGE)
         images, labels = self.data.test(slice(self.evaluation_size))
         clean_share = accuracy(self.model, images, labels)
-        robust_share = robust_accuracy(self.model, images, labels, self.evaluation_attack)
+        robust_share = self.judge(images, labels, self.evaluation_attack)
         return clean_share, robust_share
+
+    def judge(self, images: Tensor, labels: Tensor, attack: Callable[..., Tensor]) -> float:
+        """Robust accuracy of the model, with the precision of this training's evaluations."""
+        return robust_accuracy(
+            self.model,
+            images,
+            labels,
+            attack,
+            precision=self._judged_in,
+            compile=self._judged_compiled,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later run needs to go on: plain values, and copies of all tensors.

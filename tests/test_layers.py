@@ -19,7 +19,7 @@ LAB = PACKAGE / "lab"
 # The lowest first. A name is a module or a folder of modules; one that stands in no row fails.
 FLOORS = [
     {"attacks", "gain", "interrupts", "kernels", "modes", "samplers"},
-    {"data", "files", "guards", "models", "own"},
+    {"data", "files", "guards", "models", "own", "survivors"},
     {"training", "evaluation"},
     {"lab"},
 ]

@@ -48,7 +48,6 @@ from catlib import (
     build_model,
     crop_and_flip,
     load_data,
-    robust_accuracy,
 )
 
 from ..attacks import check_count
@@ -717,7 +716,7 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         images, labels = training.data.test(slice(trial.final_size))
         judge = trial.judge(trial.final_restarts)
         final["accuracy"] = accuracy(training.model, images, labels)
-        final["robust_accuracy"] = robust_accuracy(training.model, images, labels, judge)
+        final["robust_accuracy"] = training.judge(images, labels, judge)
     info = {
         "status": "done",
         **history.origin(trial, training),
