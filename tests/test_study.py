@@ -282,8 +282,9 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_pa
         long, name="long", trials=long.trials[:1], options={"keep_best": True, "tiny": True}
     )
     finals = replace(long, name="finals", kind="finals", options={"of": "long", "tiny": True})
-    monkeypatch.setattr(work, "pieces_of", lambda *_: [long, finals])
+    monkeypatch.setattr(work, "pieces_of", lambda *_: [long])
     work.train(long, tmp_path / "runs", tmp_path, float("inf"))
+    monkeypatch.setattr(work, "pieces_of", lambda *_: [long, finals])
     with pytest.raises(work.Pause):
         work.finals(finals, tmp_path / "runs", tmp_path, float("-inf"))
     ticks = iter(
@@ -295,7 +296,7 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_pa
     with pytest.raises(work.Pause):
         work.finals(finals, tmp_path / "runs", tmp_path, 0)
     [kept] = (tmp_path / "runs").glob("*/finals-best.json")
-    assert len(json.loads(kept.read_text())) == 3
+    assert len(json.loads(kept.read_text())) == 1 + 3  # the iteration, too
     monkeypatch.setattr(work, "stop_at", lambda _: None)
     work.finals(finals, tmp_path / "runs", tmp_path, 0)
     table = read(tmp_path / "smoke_finals.csv")
@@ -305,6 +306,49 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_pa
         (parts["autoattack_0"] + parts["autoattack_4"]) / 2, abs=1e-4
     )
     assert (table["pgd_20_2"] <= table["accuracy"]).all()
+
+
+def test_a_run_that_is_judged_at_its_end_keeps_no_weights(tmp_path, monkeypatch):
+    """Paused while it is judged, it goes on there; the table comes from what was measured."""
+    pytest.importorskip("pyautoattack")
+    long = quick(piece("tables"), final_restarts=0)
+    long = replace(long, name="long", trials=long.trials[:1], options={"tiny": True})
+    options = {"of": "long", "tiny": True, "models": ["last"]}
+    finals = replace(long, name="finals", kind="finals", options=options)
+    monkeypatch.setattr(work, "pieces_of", lambda *_: [long, finals])
+    genuine = work.stop_at
+    ticks = iter([0, 0, 0, 0, 1])  # the beginning, two evaluations, one measurement; then pause
+
+    def stop_at(deadline):
+        if next(ticks):
+            raise work.Pause
+
+    monkeypatch.setattr(work, "stop_at", stop_at)
+    with pytest.raises(work.Pause):
+        work.train(long, tmp_path / "runs", tmp_path, float("inf"))
+    folder = tmp_path / "runs" / long.trials[0][1].id
+    assert is_done(folder) and (folder / "checkpoint.pt").exists()
+    assert len(json.loads((folder / "finals-last.json").read_text())) == 1 + 1
+    monkeypatch.setattr(work, "stop_at", genuine)
+    work.train(long, tmp_path / "runs", tmp_path, float("inf"))
+    assert not (folder / "checkpoint.pt").exists()
+    work.finals(finals, tmp_path / "runs", tmp_path, float("-inf"))
+    table = read(tmp_path / "smoke_finals.csv")
+    assert list(table.model) == ["last"] and list(table.iteration) == [4]
+    assert {"accuracy", "pgd_20_2", "autoattack"} <= set(table)
+
+
+def test_a_part_of_the_runs_may_be_asked_for_by_seed(tmp_path, monkeypatch):
+    one = quick(piece("tables"), final_restarts=0)
+    monkeypatch.setattr(work, "pieces_of", lambda *_: [one])
+    options = {"runs": tmp_path / "runs", "results": tmp_path}
+    with pytest.raises(ValueError, match=r"the seed 7; the pieces have .* seeds 0, 1, 2"):
+        work.study("smoke", seeds=[7], **options)
+    assert work.study("smoke", seeds=[1], **options)
+    assert set(read(tmp_path / f"{one.table}.csv").seed) == {1}
+    assert "# runs: 2 of 6" in (tmp_path / f"{one.table}.csv").read_text()
+    assert work.study("smoke", **options)
+    assert set(read(tmp_path / f"{one.table}.csv").seed) == {0, 1, 2}
 
 
 def test_a_part_of_the_training_images_is_the_first_ones():

@@ -224,6 +224,13 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         "--piece", action="append", default=[], help="only this piece; may be given again"
     )
     parser.add_argument(
+        "--seed",
+        type=int,
+        action="append",
+        default=[],
+        help="only the runs of this seed; may be given again",
+    )
+    parser.add_argument(
         "--scale",
         choices=("full", "tiny"),
         default="full",
@@ -491,6 +498,7 @@ def run_study(options: argparse.Namespace) -> int:
         runs=options.runs,
         results=options.results,
         workers=options.workers,
+        seeds=options.seed,
         if_code_changed=options.if_code_changed,
     )
     if done:

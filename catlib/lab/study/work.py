@@ -6,7 +6,7 @@ that is not.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from ..runs import (
 from ..similarity import neighbour_similarity, staleness
 from ..site import write_site
 from ..sources import differing
+from .cost import finals_of
 from .plan import Piece, pieces_of
 from .tables import Finished, finished_in, finished_runs, write_result, write_table
 
@@ -53,11 +54,13 @@ def study(
     runs: Path | None = None,
     results: Path | None = None,
     workers: int = 1,
+    seeds: Collection[int] = (),
     if_code_changed: str = "refuse",
 ) -> bool:
     """Run the pieces of a profile, or those named.
 
     Args:
+        seeds: only the runs of these seeds; empty is all. The tables hold what is finished.
         minutes: stop, saved, after so long; None goes on to the end.
         runs: folder of the runs; None is ``runs/study/<profile>`` (with ``-tiny`` at that scale).
         results: folder of the tables; None is ``data/results``, for smoke and tiny ``results``
@@ -83,18 +86,30 @@ def study(
             f"it has: {', '.join(piece.name for piece in pieces)}."
         )
     chosen = [piece for piece in pieces if not names or piece.name in names]
+    _check_seeds(chosen, seeds)
     settle_other_code(chosen, runs, results, if_code_changed)
     failed: list[Result] = []
     try:
         with ThisProcess() if workers == 1 else Processes(workers) as where:
             for piece in chosen:
-                failed += KINDS[piece.kind](piece, runs, results, deadline, where)
+                failed += KINDS[piece.kind](piece, runs, results, deadline, where, seeds)
     except Pause:
         return False
     if failed:
         files = "".join(f"\n    {result.job.error_file}" for result in failed)
         raise Failure(f"{len(failed)} runs failed; why, is said in{files}")
     return True
+
+
+def _check_seeds(pieces: Sequence[Piece], seeds: Collection[int]) -> None:
+    """Raises: ValueError: none of the pieces has runs of one of the seeds."""
+    there = {trial.seed for piece in pieces for _, trial in piece.trials}
+    unknown = sorted(set(seeds) - there)
+    if unknown:
+        raise ValueError(
+            f"no run has the seed {', '.join(map(str, unknown))}; "
+            f"the pieces have runs of the seeds {', '.join(map(str, sorted(there)))}."
+        )
 
 
 def settle_other_code(
@@ -170,6 +185,16 @@ def stop_at(deadline: float) -> None:
         raise Pause
 
 
+def left_to_do(
+    piece: Piece, seeds: Collection[int], done: Callable[[Trial], bool]
+) -> Iterator[tuple[int, str, Trial]]:
+    """Number, arm and trial of the runs of a piece that are not done; of some seeds, or of all."""
+    for number, (arm, trial) in enumerate(piece.trials):
+        is_wanted = not seeds or trial.seed in seeds
+        if is_wanted and not done(trial):
+            yield number, arm, trial
+
+
 def job_name(piece: Piece, number: int) -> str:
     """How a trial of a piece is called while it runs."""
     arm, trial = piece.trials[number]
@@ -192,13 +217,19 @@ def do_all(jobs: Sequence[Job], where: Where, after: Callable[[Result], None]) -
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A trial of a piece of kind "train"."""
+    """A trial of a piece of kind "train".
+
+    Attributes:
+        finals: the options of the piece that judges the final model; None if there is none.
+    """
 
     name: str
+    arm: str
     trial: Trial
     runs: Path
     deadline: float
     keep_best: bool
+    finals: dict | None = None
 
     @property
     def error_file(self) -> Path:
@@ -206,18 +237,37 @@ class TrainJob:
 
     def run(self) -> str:
         stop_at(self.deadline)
-        return train_one(self.trial, self.runs, self.deadline, keep_best=self.keep_best)
+        outcome = train_one(self.trial, self.runs, self.deadline, keep_best=self.keep_best)
+        folder = self.runs / self.trial.id
+        if self.finals is not None and outcome == "done":
+            # at once, as a machine that is lent keeps no weights
+            judge_run(finished_in(folder, self.arm, self.trial), self.finals, self.deadline)
+        if not self.keep_best:
+            # 90 MB for a ResNet-18, and a run that is done does not need it again
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return outcome
 
 
 def train(
-    piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
+    piece: Piece,
+    runs: Path,
+    results: Path,
+    deadline: float,
+    where: Where = HERE,
+    seeds: Collection[int] = (),
 ) -> list[Result]:
     """Run the trials, and write the table anew after each."""
     keep_best = piece.options.get("keep_best", False)
+    scale = "tiny" if piece.options.get("tiny") else "full"
+    finals = finals_of(piece, pieces_of(piece.profile, scale))
+
+    def done(trial: Trial) -> bool:
+        waits_for_judgement = finals is not None and (runs / trial.id / "checkpoint.pt").exists()
+        return is_done(runs / trial.id) and (keep_best or not waits_for_judgement)
+
     jobs = [
-        TrainJob(job_name(piece, number), trial, runs, deadline, keep_best)
-        for number, (_, trial) in enumerate(piece.trials)
-        if not is_done(runs / trial.id)
+        TrainJob(job_name(piece, number), arm, trial, runs, deadline, keep_best, finals)
+        for number, arm, trial in left_to_do(piece, seeds, done)
     ]
     failed = do_all(jobs, where, lambda _: write_table(piece, runs, results))
     write_table(piece, runs, results)
@@ -228,7 +278,7 @@ def train_one(trial: Trial, runs: Path, deadline: float, *, keep_best: bool) -> 
     """Run a trial to its end and say how it ended: "done" or "diverged".
 
     Args:
-        keep_best: keep its best and its last weights; otherwise no weights stay.
+        keep_best: keep its best weights beside its last ones.
 
     Raises: Pause: the time was up; the run goes on from its checkpoint.
     """
@@ -248,9 +298,6 @@ def train_one(trial: Trial, runs: Path, deadline: float, *, keep_best: bool) -> 
     except FloatingPointError as error:  # this is a result of the study, not a failure of the run
         record_divergence(trial, folder, error)
         outcome = "diverged"
-    if not keep_best:
-        # 90 MB for a ResNet-18, and a run that is done does not need it again
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
     return outcome
 
 
@@ -309,14 +356,22 @@ class SimilarityJob:
 
 
 def similarity(
-    piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
+    piece: Piece,
+    runs: Path,
+    results: Path,
+    deadline: float,
+    where: Where = HERE,
+    seeds: Collection[int] = (),
 ) -> list[Result]:
     """Fig. 1 from runs of its own, and how well an old weight still ranks examples."""
     jobs = []
-    for number, (_, trial) in enumerate(piece.trials):
+
+    def done(trial: Trial) -> bool:
+        return is_done(similarity_folder(runs, trial))
+
+    for number, _, trial in left_to_do(piece, seeds, done):
         folder = similarity_folder(runs, trial)
-        if not is_done(folder):
-            jobs.append(SimilarityJob(job_name(piece, number), piece, trial, folder, deadline))
+        jobs.append(SimilarityJob(job_name(piece, number), piece, trial, folder, deadline))
     failed = do_all(jobs, where, lambda _: write_similarity(piece, runs, results))
     write_similarity(piece, runs, results)
     return failed
@@ -438,7 +493,12 @@ def notebook_files(piece: Piece, results: Path) -> NotebookFiles:
 
 
 def notebook(
-    piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
+    piece: Piece,
+    runs: Path,
+    results: Path,
+    deadline: float,
+    where: Where = HERE,
+    seeds: Collection[int] = (),
 ) -> list[Result]:
     """A notebook of the course at the scale of the paper, and its page beside the results.
 
@@ -484,7 +544,7 @@ def execute_notebook(piece: Piece, target: Path, runs: Path, deadline: float) ->
 
 @dataclass(frozen=True)
 class FinalModel:
-    """Weights that a long run left, and the iteration after which they were saved."""
+    """Weights that a run left, and the iteration after which they were saved."""
 
     name: str
     weights: dict
@@ -492,33 +552,54 @@ class FinalModel:
 
 
 def finals(
-    piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
+    piece: Piece,
+    runs: Path,
+    results: Path,
+    deadline: float,
+    where: Where = HERE,
+    seeds: Collection[int] = (),
 ) -> list[Result]:
-    """Judge the best and the last model of each finished long run, in this process."""
+    """The table of what the final models of finished runs are worth.
+
+    A run is judged at its end (:class:`TrainJob`). Here the rest is measured, in this process, of
+    runs whose weights are still there.
+    """
     scale = "tiny" if piece.options["tiny"] else "full"
-    long = next(p for p in pieces_of(piece.profile, scale) if p.name == piece.options["of"])
-    finished = finished_runs(long, runs)
+    judged = next(p for p in pieces_of(piece.profile, scale) if p.name == piece.options["of"])
+    finished = [one for one in finished_runs(judged, runs) if "diverged" not in one.info]
     rows = [row for one in finished for row in judge_run(one, piece.options, deadline)]
     if rows:
-        write_result(replace(piece, trials=long.trials), pd.DataFrame(rows), finished, results)
+        write_result(replace(piece, trials=judged.trials), pd.DataFrame(rows), finished, results)
     return []
 
 
 def judge_run(one: Finished, options: dict, deadline: float) -> list[dict]:
-    """A row for each of the run's final models."""
-    training = build_training(one.trial)
+    """A row for each of the run's final models that the options name."""
     records = pd.read_csv(one.folder / "records.csv").set_index("iteration")
+    training = None
     rows = []
-    for final in final_models(one.folder, records.index[-1], training.device):
-        training.model.load_state_dict(final.weights)
-        jobs = final_measurements(training, one.trial, options)
-        measured = do_missing(jobs, one.folder / f"finals-{final.name}.json", deadline)
+    for name in options.get("models", ("best", "last")):
+        path = one.folder / f"finals-{name}.json"
+        if (one.folder / WEIGHTS[name]).exists():
+            training = training or build_training(one.trial)
+            final = final_model(one.folder, name, records.index[-1], training.device)
+            training.model.load_state_dict(final.weights)
+            jobs = final_measurements(training, one.trial, options)
+            measured = do_missing(jobs, path, deadline, {"iteration": final.iteration})
+        elif path.exists():  # judged before its weights were removed
+            measured = json.loads(path.read_text())
+        else:
+            raise Failure(
+                f"{one.folder} has neither {WEIGHTS[name]} nor {path.name}; delete the folder to "
+                "run it anew."
+            )
+        iteration = int(measured.pop("iteration"))
         row = {
             "arm": one.arm,
             "seed": one.trial.seed,
-            "model": final.name,
-            "iteration": final.iteration,
-            "coverage": round(records.coverage[final.iteration], 4),
+            "model": name,
+            "iteration": iteration,
+            "coverage": round(records.coverage[iteration], 4),
         }
         row |= {
             name: round(value, 4)
@@ -538,8 +619,8 @@ def final_measurements(
 ) -> Iterator[tuple[str, Measurement]]:
     """What is measured of a final model; at the scale "tiny" on a few images, by one attack."""
     tiny = options["tiny"]
-    images, labels = training.data.test(slice(32 if tiny else None))
-    attack = trial.judge(restarts=2 if tiny else 10)
+    images, labels = training.data.test(slice(32 if tiny else options.get("images")))
+    attack = trial.judge(restarts=2 if tiny else options.get("restarts", 10))
     if not isinstance(attack, PGD):
         raise ValueError(f"a final model is judged by PGD, not by {type(attack).__name__}.")
     return measurements(
@@ -549,24 +630,34 @@ def final_measurements(
         attack,
         autoattack=autoattack_size(options),
         part=4 if tiny else AUTOATTACK_PART,
-        attacks=["apgd-ce"] if tiny else None,
+        attacks=["apgd-ce"] if tiny else options.get("attacks"),
     )
 
 
-def final_models(folder: Path, last_iteration: int, device: torch.device) -> list[FinalModel]:
-    best = torch.load(folder / "best.pt", weights_only=True, map_location=device)
-    last = torch.load(folder / "checkpoint.pt", weights_only=True, map_location=device)
-    return [
-        FinalModel("best", best["model"], best["iteration"]),
-        FinalModel("last", last["training"]["model"], last_iteration),
-    ]
+# the file that has the weights of a final model
+WEIGHTS = {"best": "best.pt", "last": "checkpoint.pt"}
+
+
+def final_model(folder: Path, name: str, last_iteration: int, device: torch.device) -> FinalModel:
+    """The best or the last model of a run."""
+    state = torch.load(folder / WEIGHTS[name], weights_only=True, map_location=device)
+    if name == "best":
+        return FinalModel(name, state["model"], state["iteration"])
+    return FinalModel(name, state["training"]["model"], last_iteration)
 
 
 def do_missing(
-    jobs: Iterable[tuple[str, Callable[[], float]]], path: Path, deadline: float
+    jobs: Iterable[tuple[str, Callable[[], float]]],
+    path: Path,
+    deadline: float,
+    known: dict[str, float],
 ) -> dict[str, float]:
-    """Do the jobs whose results a JSON file lacks, and save it after each; all results by name."""
-    results = json.loads(path.read_text()) if path.exists() else {}
+    """Do the jobs whose results a JSON file lacks, and save it after each; all results by name.
+
+    Args:
+        known: results that are there without a job.
+    """
+    results = known | (json.loads(path.read_text()) if path.exists() else {})
     for name, job in jobs:
         if name not in results:
             stop_at(deadline)
