@@ -155,6 +155,7 @@ class Training(Iterator[Record]):
         on_gpu = self.device.type == "cuda"
         self._cuda = [self.device] if on_gpu else []
         bfloat16 = precision == "bfloat16" or (precision == "auto" and on_gpu)
+        self.tunes_convolutions = True  # on a GPU, in training: cuDNN tries its algorithms
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
         # on a CPU evaluations are always in float32, and their batches of many sizes not compiled
         self._judged_in = "bfloat16" if on_gpu and bfloat16 else "float32"
@@ -224,7 +225,7 @@ class Training(Iterator[Record]):
             with (
                 torch.random.fork_rng(devices=self._cuda),
                 self._autocast,
-                tuned_convolutions(self.device),
+                tuned_convolutions(self.device, self.tunes_convolutions),
             ):
                 stream = self._random_stream()
                 torch.manual_seed(stream)

@@ -1,7 +1,9 @@
 """What is done on a GPU alone, tried on a CPU as far as its arithmetic goes."""
 
 import copy
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -9,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import catlib
 from catlib.kernels import gpu
+from catlib.lab import runs
 from catlib.survivors import survivors
 
 CPU = torch.device("cpu")
@@ -296,9 +299,41 @@ def test_on_a_cpu_evaluations_stay_in_float32(digits, monkeypatch, precision):
     assert asked == [{"precision": "float32", "compile": False}]
 
 
+def test_compiling_is_not_part_of_the_first_run_s_time(tmp_path, monkeypatch, same):
+    """It happens along another training, once for each kind of run, and changes no number."""
+    eager_graphs(monkeypatch)
+    monkeypatch.setattr(runs, "_compiled_kinds", set())
+    trial = runs.Trial(
+        iterations=2, sampling_number=16, steps=1, evaluate_every=1, evaluation_size=20,
+        evaluation_steps=1, device="cpu", compile=True,
+    )  # fmt: skip
+    alone = runs.build_training(trial)
+    expected = [replace(record, seconds=0) for record in runs.records_of(trial, alone)]
+    graphs = counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    compiled_before = []
+    seen = []
+    for seed in (0, 1):
+        compiled_before.append(counters["stats"]["unique_graphs"])
+        folder = runs.run(
+            replace(trial, seed=seed),
+            tmp_path,
+            observe=lambda *_: seen.append(counters["stats"]["unique_graphs"]),
+        )
+        assert set(seen) == {graphs}, "all graphs are there before the first iteration"
+        if seed == 0:
+            loss = pd.read_csv(folder / "records.csv").loss
+            assert loss.tolist() == [record.loss for record in expected]
+    assert compiled_before == [0, graphs]
+
+
 def test_training_tunes_convolutions_and_evaluation_computes_in_full(digits, monkeypatch):
     """As on a GPU: the settings are asked of the model at each of its forward passes."""
-    monkeypatch.setattr("catlib.training.tuned_convolutions", lambda _: gpu.tuned_convolutions(GPU))
+    monkeypatch.setattr(
+        "catlib.training.tuned_convolutions",
+        lambda _, enabled: gpu.tuned_convolutions(GPU, enabled),
+    )
     monkeypatch.setattr("catlib.evaluation.full_float32", lambda _: gpu.full_float32(GPU))
     seen = []
     model = catlib.build_model("cnn", digits)

@@ -28,7 +28,7 @@ LAB_FLOORS = [
     {"runs", "baselines"},
     {"batch", "compare", "explorer", "figures", "judge", "similarity", "site"},
     {"diagrams"},
-    {"study", "background", "panel", "explore", "exercises", "editions", "environment"},
+    {"study", "gpu", "background", "panel", "explore", "exercises", "editions", "environment"},
     {"summaries", "claims"},
     {"advice"},
     {"pages", "race"},

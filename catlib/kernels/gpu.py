@@ -14,16 +14,17 @@ _casts: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 @contextmanager
-def tuned_convolutions(device: torch.device) -> Iterator[None]:
+def tuned_convolutions(device: torch.device, enabled: bool = True) -> Iterator[None]:
     """On a GPU, let cuDNN try out its algorithms for every new shape, and keep the fastest.
 
     For training, where shapes stay the same. Someone who asks for deterministic algorithms keeps
-    them: an algorithm that is tried out may change from run to run.
+    them: an algorithm that is tried out may change from run to run. ``enabled=False`` lets it
+    choose by rule of thumb.
     """
     before = torch.backends.cudnn.benchmark
     try:
         if device.type == "cuda" and not torch.backends.cudnn.deterministic:
-            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark = enabled
         yield
     finally:
         torch.backends.cudnn.benchmark = before

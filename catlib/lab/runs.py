@@ -434,9 +434,31 @@ def run(
             put_aside(folder)
         history = _new_or_resumed(folder, trial, training, if_code_changed)
         write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
+        if trial.compile:
+            _compile_before_the_clock(trial)
         _train(folder, trial, training, history, observe)
         _finish(folder, trial, training, history)
     return folder
+
+
+# the kinds of training that this process has compiled
+_compiled_kinds: set[tuple] = set()
+
+
+def _compile_before_the_clock(trial: Trial) -> None:
+    """Let torch compile for a trial, along a training that is thrown away, if it has not yet.
+
+    It takes a minute, which would otherwise count as the first run's training time.
+    """
+    changing = ("method", "seed", "iterations", "alpha", "temperature", "weighting", "epsilon")
+    settings = asdict(trial)
+    kind = tuple(value for name, value in settings.items() if name not in changing)
+    if kind in _compiled_kinds:
+        return
+    training = build_training(replace(trial, evaluate_every=0))
+    for _ in range(3):  # on a GPU the second captures a CUDA graph, the third replays it
+        next(training, None)
+    _compiled_kinds.add(kind)
 
 
 def _train(

@@ -37,7 +37,7 @@ from ..runs import (
 from ..similarity import neighbour_similarity, staleness
 from ..site import write_site
 from ..sources import differing
-from .cost import finals_of
+from .cost import Speed, finals_of, seconds_of_runs
 from .plan import Piece, pieces_of
 from .tables import Finished, finished_in, finished_runs, write_result, write_table
 
@@ -55,12 +55,14 @@ def study(
     results: Path | None = None,
     workers: int = 1,
     seeds: Collection[int] = (),
+    speed: Speed | None = None,
     if_code_changed: str = "refuse",
 ) -> bool:
     """Run the pieces of a profile, or those named.
 
     Args:
         seeds: only the runs of these seeds; empty is all. The tables hold what is finished.
+        speed: of this machine, to say beforehand how long each piece takes.
         minutes: stop, saved, after so long; None goes on to the end.
         runs: folder of the runs; None is ``runs/study/<profile>`` (with ``-tiny`` at that scale).
         results: folder of the tables; None is ``data/results``, for smoke and tiny ``results``
@@ -92,6 +94,8 @@ def study(
     try:
         with ThisProcess() if workers == 1 else Processes(workers) as where:
             for piece in chosen:
+                if speed is not None:
+                    say_time_left(piece, runs, seeds, speed, workers)
                 failed += KINDS[piece.kind](piece, runs, results, deadline, where, seeds)
     except Pause:
         return False
@@ -177,6 +181,21 @@ def progress(profile: str, scale: str, runs: Path | None = None) -> Iterator[tup
     for piece in pieces_of(profile, scale):
         done = [is_done(run_folder(piece, runs, trial)) for _, trial in piece.trials]
         yield piece, sum(done)
+
+
+def say_time_left(
+    piece: Piece, runs: Path, seeds: Collection[int], speed: Speed, workers: int
+) -> None:
+    """Print how many runs of a piece are left, and about how long they take."""
+
+    def done(trial: Trial) -> bool:
+        return is_done(run_folder(piece, runs, trial))
+
+    trials = [trial for _, _, trial in left_to_do(piece, seeds, done)]
+    if trials:
+        seconds = seconds_of_runs(piece, trials, speed, finals_of(piece, pieces_of(piece.profile)))
+        minutes = seconds / 60 / workers
+        print(f"{piece.table}: {len(trials)} runs left, about {minutes:.1f} min", flush=True)
 
 
 def stop_at(deadline: float) -> None:
