@@ -1,7 +1,7 @@
 # Everything is run from here; each target makes the environment it needs. `make` alone lists the targets.
 DATASET ?= digits# or mnist, fashion_mnist, cifar10
 PROFILE ?= smoke#  or cpu, paper
-DEVICE  ?= cpu#    or cuda
+DEVICE  ?= cpu#    or cuda for bench, or mock for test
 JOBS    ?= 2#      tests at a time
 BASE_URL ?=#       where the site will be published, such as https://owner.github.io/name
 WORKERS ?=#        runs at a time in run and study
@@ -28,11 +28,18 @@ help:  ## list the targets
 run: $(READY)  ## execute the notebooks on DATASET and print the AT-against-CAT table
 	$(PYTHON) -m catlib.lab run --dataset $(DATASET) $(if $(WORKERS),--workers $(WORKERS))
 
+# DEVICE=mock gives the tests and the kernels of the notebooks the mock GPU of tests/mock_gpu.py.
+ifeq ($(strip $(DEVICE)),mock)
+  ON_MOCK := PYTHONPATH=$(abspath tests) PYTHONSTARTUP=$(abspath tests/mock_kernel.py)
+  MOCK := -p mock_gpu
+endif
+
 # What is watched in a browser is timed, so it runs alone. In the rest a worker gets a file at a time
 # (loadscope), since the cells of a notebook share a kernel.
-test: lint  ## check style and types, and run every test, the notebooks included
-	$(if $(wildcard tests/browser/test_*.py),$(PYTHON) -m pytest tests/browser)
-	OMP_NUM_THREADS=1 CATLIB_HEADLESS=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadscope --ignore=tests/browser \
+test: lint  ## check style and types, and run every test, the notebooks included; DEVICE=mock mocks a GPU
+	$(if $(MOCK),,$(if $(wildcard tests/browser/test_*.py),$(PYTHON) -m pytest tests/browser))
+	$(ON_MOCK) OMP_NUM_THREADS=1 CATLIB_HEADLESS=1 \
+	  $(PYTHON) -m pytest $(MOCK) -n $(JOBS) --dist loadscope --ignore=tests/browser \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout 600 tests $(NOTEBOOKS)
 
 lab: $(READY)  ## open notebook 00 in JupyterLab, on this machine only

@@ -23,6 +23,8 @@ BATCH_NORM_MODES = ("eval", "train")
 # pixel, yet its square does not overflow a float32.
 LARGE = 1e13
 
+WHOLE = slice(None)  # the share of a batch that is all of it
+
 
 def pgd(
     model: nn.Module,
@@ -34,6 +36,7 @@ def pgd(
     steps: int,
     restarts: int = 1,
     random_start: bool = True,
+    start: Tensor | None = None,
     rule: str = "sign",
     norm: str = "linf",
     batch_norm: str = "eval",
@@ -56,6 +59,9 @@ def pgd(
         restarts: independent random starts; an example keeps the one with the largest loss.
         random_start: $\delta^0$ is uniform in the linf ball; in the l2 ball its direction and its
             length are uniform. Without a random start, $\delta^0 = 0$.
+        start: $\delta^0$ itself, (B, C, H, W), such as what an attack on the same images found
+            before. It is first brought into the ball and the images into [0, 1]. Of several
+            restarts the first begins there, and the others at random.
         rule: "sign" is the usual step (l2: the gradient divided by its length). "gradient" is Eq. 2
             exactly as printed: it adds the gradient of an example's own loss, and has no step size.
         norm: of the ball, "linf" or "l2".
@@ -90,7 +96,7 @@ def pgd(
         early_stop=early_stop,
         batch_size=batch_size,
     )
-    return attack(model, images, labels, generator=generator)
+    return attack(model, images, labels, start=start, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -141,28 +147,48 @@ class PGD:
         images: Tensor,
         labels: Tensor,
         *,
+        start: Tensor | None = None,
+        steps: Tensor | None = None,
         generator: torch.Generator | None = None,
         check: bool = True,
+        share: slice = WHOLE,
     ) -> Tensor:
         """Adversarial images; see :func:`pgd`.
 
-        ``check=False`` trusts the images and labels, and so does not wait for a GPU.
+        Args:
+            steps: (B,) integers: the steps of each image, instead of the same number for all. Only
+                images that still have steps go through the model. Not with ``early_stop`` or
+                ``compile``, whose batches it would change.
+            check: False trusts the images, the labels and the numbers of ``start``, and so does not
+                wait for a GPU.
+            share: only ``images[share]`` are attacked, from the random starts that they have in the
+                whole batch.
         """
+        if steps is not None:
+            self._check_steps(steps, images)
         if self.early_stop:
-            adversarial, _ = self.attack_until_broken(model, images, labels, generator=generator)
+            adversarial, _ = self.attack_until_broken(
+                model, images, labels, start=start, generator=generator, share=share
+            )
             return adversarial
         largest_label = check_batch(images, labels) if check else -1
+        if start is not None:
+            _check_start(start, images, finite=check)
         network = Network(model, largest_label)
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
             if self.compile and check:
                 network(images[:2])  # for its checks, which the compiled step does not make
-            worst = images.clone()
-            worst_loss = images.new_full((len(images),), -torch.inf)
+            worst = images[share].clone()
+            worst_loss = worst.new_full((len(worst),), -torch.inf)
             for count in self._restarts_in_each_pass(len(images)):
                 x = images.repeat(count, 1, 1, 1)
-                y = labels.long().repeat(count)
-                adversarial = self._maximise(network, x, y, generator, interrupts)
+                begin = _share_of_each(self._start(x, start, generator), count, share)
+                start = None  # only the first restart begins there
+                x = _share_of_each(x, count, share)
+                y = labels[share].long().repeat(count)
+                each = None if steps is None else steps[share].repeat(count)
+                adversarial = self._maximise(network, begin, x, y, each, interrupts)
                 if self.restarts == 1:
                     return adversarial  # there is no other start to compare it with
                 logits = network(adversarial)
@@ -181,28 +207,38 @@ class PGD:
     def _maximise(
         self,
         network: "Network",
+        x: Tensor,
         images: Tensor,
         labels: Tensor,
-        generator: torch.Generator | None,
+        steps_each: Tensor | None,
         interrupts: Interrupts,
     ) -> Tensor:
-        """Eq. 2 from one start: ``steps`` times up the slope of the loss and back into the ball."""
-        x = self._start(images, generator)
+        """Eq. 2 from x: ``steps`` times up the slope of the loss and back into the ball."""
         ball = ball_around(images, self.epsilon, self.norm)
-        eta = self._eta
+        eta: float | Tensor | None = self._eta
         steps = interrupts.polled(range(self.steps))
         model = network.model
         device = images.device
         with fast_first_layers(model, device), weights_cast_once(model, device):
             if self.compile:
+                # Numbers would be constants of the graph, and every new value would need a graph of
+                # its own. As tensors they are inputs of one graph.
+                ball = ball_around(images, _as_tensor(self.epsilon, images), self.norm)
+                eta = None if self._eta is None else _as_tensor(self._eta, images)
                 # the same three functions as one graph
-                step = compiled_step(
+                with compiled_step(
                     model,
                     lambda x, slope: project(ascend(x, slope, ball, eta), ball),
                     labels,
-                )
-                for _ in steps:
-                    x = step(x)
+                ) as step:
+                    for _ in steps:
+                        x = step(x)
+            elif steps_each is not None:
+                for done in interrupts.polled(range(int(steps_each.max()))):
+                    ids = (steps_each > done).nonzero().squeeze(1)
+                    slope = gradient(network, x[ids], labels[ids])
+                    part = ball_around(images[ids], self.epsilon, self.norm)
+                    x[ids] = project(ascend(x[ids], slope, part, eta), part)
             else:
                 for _ in steps:
                     x = project(ascend(x, gradient(network, x, labels), ball, eta), ball)
@@ -214,15 +250,18 @@ class PGD:
         images: Tensor,
         labels: Tensor,
         *,
+        start: Tensor | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        share: slice = WHOLE,
     ) -> tuple[Tensor, Tensor]:
         """Attack each image until any iterate of any restart is misclassified.
 
         Before every step, the images that still survive are packed into full batches, so that no
         forward pass is spent on the others. At every restart, a start is drawn for every image,
         whether it survives or not. With ``batch_norm="eval"``, the result for one image therefore
-        does not depend on which others survive.
+        does not depend on which others survive. With ``share`` only ``images[share]`` are attacked,
+        from the starts that they have among all.
 
         Returns: adversarial images (B, C, H, W), and (B,) bool: True where the attack succeeded. A
             logit or a gradient that is not finite counts as success.
@@ -231,17 +270,20 @@ class PGD:
             batch_size = self.batch_size
         check_count("batch_size", batch_size, at_least=1)
         network = Network(model, check_batch(images, labels))
+        if start is not None:
+            _check_start(start, images)
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
-            state = _AttackState(images, labels)
+            state = _AttackState(images[share], labels[share])
             survivors = state.survivors()
             # every image is its own first iterate
-            for ids, x in interrupts.polled(_batches(survivors, images, batch_size)):
+            for ids, x in interrupts.polled(_batches(survivors, state.images, batch_size)):
                 state.judge(ids, x, network(x))
             for _ in range(self.restarts):
-                start = self._start(images, generator)
+                x = self._start(images, start, generator)[share]
+                start = None  # only the first restart begins there
                 survivors = state.survivors()
-                iterates = start[survivors]
+                iterates = x[survivors]
                 with fast_first_layers(model, images.device):
                     for _ in range(self.steps):
                         batches = interrupts.polled(_batches(survivors, iterates, batch_size))
@@ -282,10 +324,30 @@ class PGD:
         for first in range(0, self.restarts, most):
             yield min(most, self.restarts - first)
 
-    def _start(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _start(
+        self, images: Tensor, start: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        r"""Images plus $\delta^0$. ``start`` is that of the first images; the others have none."""
+        if start is not None:
+            begun = given_start(images[: len(start)], start, self.epsilon, self.norm)
+            others = images[len(start) :]
+            if not len(others):
+                return begun
+            return torch.cat([begun, self._start(others, None, generator)])
         if self.random_start:
             return random_start(images, self.epsilon, self.norm, generator)
         return images.clone()
+
+    def _check_steps(self, steps: Any, images: Tensor) -> None:
+        """Refuse what cannot be the number of steps of each of these images."""
+        for name in ("early_stop", "compile"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"steps are given for each image, with {name}=True; use {name}=False."
+                )
+        check_integers("steps", steps, len(images))
+        if len(steps) and steps.min() < 0:
+            raise ValueError(f"an image has {steps.min()} steps; it must have at least 0.")
 
     @property
     def _eta(self) -> float | None:
@@ -296,6 +358,11 @@ class PGD:
             # a step of 1 takes any pixel to the edge of [0, 1] or beyond; a larger one does no more
             return min(self.step_size, 1.0)
         return min(self.step_size, LARGE)
+
+
+def _share_of_each(repeated: Tensor, count: int, share: slice) -> Tensor:
+    """Of images that repeat a batch ``count`` times, those of a share of the batch, each time."""
+    return repeated.unflatten(0, (count, -1))[:, share].flatten(0, 1)
 
 
 # The parts of Eq. 2
@@ -312,10 +379,10 @@ class L2Ball(NamedTuple):
     """The images at most epsilon from the original in Euclidean distance, and in [0, 1]."""
 
     images: Tensor
-    epsilon: float
+    epsilon: float | Tensor
 
 
-def ball_around(images: Tensor, epsilon: float, norm: str) -> LinfBall | L2Ball:
+def ball_around(images: Tensor, epsilon: float | Tensor, norm: str) -> LinfBall | L2Ball:
     """Where an attack of these images may go. Made once, for all of its steps."""
     if norm == "l2":
         return L2Ball(images, epsilon)
@@ -343,6 +410,13 @@ def random_start(
     return images.add(length * direction).clamp_(0, 1)
 
 
+def given_start(images: Tensor, start: Tensor, epsilon: float, norm: str) -> Tensor:
+    """Images plus the perturbations ``start``, brought into the ball and into [0, 1]."""
+    ball = ball_around(images, epsilon, norm)
+    delta = start.to(images.dtype).clamp(-LARGE, LARGE)
+    return project(images + delta if isinstance(ball, LinfBall) else delta, ball)
+
+
 def gradient(network: "Network", x: Tensor, labels: Tensor) -> Tensor:
     r"""$\nabla_\delta L(F(x + \delta), y)$ of each example's own cross-entropy, (B, C, H, W)."""
     return gradient_and_logits(network, x, labels)[0]
@@ -367,16 +441,20 @@ def gradient_and_logits(network: "Network", x: Tensor, labels: Tensor) -> tuple[
     return slope, logits.detach()
 
 
-def ascend(x: Tensor, slope: Tensor, ball: LinfBall | L2Ball, eta: float | None) -> Tensor:
+def ascend(x: Tensor, slope: Tensor, ball: LinfBall | L2Ball, eta: float | Tensor | None) -> Tensor:
     r"""$\delta + \eta\,\mathrm{sign}(\nabla_\delta L)$, not yet projected; overwrites ``slope``.
 
     In an l2 ball the slope is divided by its length instead. Without ``eta`` it is added as it is.
+    ``eta`` is a tensor of no dimensions in a compiled step.
 
     Returns: what :func:`project` takes: in a linf ball the image $x + \delta$, whose pixels it
         clamps; in an l2 ball the perturbation $\delta$, whose length it needs.
     """
     if isinstance(ball, LinfBall) and eta is not None:
-        return x.add(slope.sign_(), alpha=eta)  # the sign of NaN is 0
+        sign = slope.sign_()  # of NaN it is 0
+        if isinstance(eta, Tensor):
+            return x + eta * sign
+        return x.add(sign, alpha=eta)  # in one pass
     slope = slope.nan_to_num_(nan=0.0).clamp_(-LARGE, LARGE)
     if isinstance(ball, LinfBall):
         return x.add(slope)
@@ -396,6 +474,11 @@ def project(moved: Tensor, ball: LinfBall | L2Ball) -> Tensor:
     # a millionth inside the ball, so that rounding cannot carry an image out of it
     shrink = (ball.epsilon * (1 - 1e-6) / _length(moved)).clamp(max=1)
     return moved.mul_(shrink).add_(ball.images).clamp_(0, 1)
+
+
+def _as_tensor(number: float, like: Tensor) -> Tensor:
+    """A number as a tensor of no dimensions; made on the device, which then waits for no copy."""
+    return like.new_full((), number)
 
 
 def _length(x: Tensor) -> Tensor:
@@ -503,7 +586,7 @@ def check_logits(logits: Any, count: int, largest_label: int = -1) -> Tensor:
 
 def is_right(logits: Tensor, labels: Tensor) -> Tensor:
     """Which logits (B, K) classify as labelled, (B,). Logits that are not all finite never do."""
-    return (logits.argmax(1) == labels) & _is_finite(logits)
+    return (logits.argmax(1) == labels.long()) & _is_finite(logits)
 
 
 def has_finite_gradient(slope: Tensor) -> Tensor:
@@ -522,6 +605,18 @@ def check_count(name: str, value: Any, *, at_least: int) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
 
 
+def check_integers(name: str, values: Any, count: int) -> None:
+    """Raise TypeError or ValueError if these are not ``count`` integers, in a tensor."""
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} are {kind}; they must be a tensor of integers ({count},).")
+    if values.shape != (count,) or values.dtype == torch.bool:
+        raise ValueError(
+            f"{name} are {values.dtype} of shape {tuple(values.shape)}; they must be integers "
+            f"({count},), one for each image."
+        )
+
+
 def _checked_number(name: str, value: Any) -> float:
     """The setting, checked: an int as it is, any other number as a float."""
     if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
@@ -530,6 +625,31 @@ def _checked_number(name: str, value: Any) -> float:
             f"in units of images in [0, 1]."
         )
     return value if isinstance(value, int) else float(value)
+
+
+def _check_start(start: Any, images: Tensor, *, finite: bool = True) -> None:
+    """Refuse what cannot be the first perturbations of these images.
+
+    ``finite=False`` leaves out the look at every number, which would wait for a GPU.
+    """
+    if not isinstance(start, Tensor) or not start.is_floating_point():
+        kind = start.dtype if isinstance(start, Tensor) else type(start).__name__
+        raise TypeError(
+            f"start is {kind}; it must be a floating-point tensor of perturbations, in units of "
+            f"the images."
+        )
+    if start.shape != images.shape:
+        raise ValueError(
+            f"start is {tuple(start.shape)} for images {tuple(images.shape)}; it must have one "
+            f"perturbation an image, of its shape."
+        )
+    if start.device != images.device:
+        raise ValueError(
+            f"start is on {start.device}, the images are on {images.device}; move it there."
+        )
+    if finite and not start.isfinite().all():
+        worst = start[~start.isfinite()][0].item()
+        raise ValueError(f"start has a perturbation of {worst}; each must be a finite number.")
 
 
 def check_adversarial(adversarial: Any, images: Tensor, *, finite: bool = True) -> Tensor:
@@ -596,7 +716,8 @@ def check_batch(images: Tensor, labels: Tensor) -> int:
             f"pixels go from {low:.4g} to {high:.4g}; each must be a number in [0, 1]: "
             f"normalise inside the model."
         )
-    smallest, largest = (int(value.item()) for value in labels.aminmax())
+    # torch finds no extremes of uint16, uint32 and uint64
+    smallest, largest = (int(value.item()) for value in labels.long().aminmax())
     if smallest < 0:
         raise ValueError(
             f"a label is {smallest}; labels must lie in 0..K-1 (torch would silently ignore -100)."

@@ -1,5 +1,7 @@
 """Accuracy, robust accuracy, and checks whether they can be trusted."""
 
+import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -164,6 +166,46 @@ def _check_what_to_judge(images: Tensor, labels: Tensor, batch_size: int) -> int
 
 def _batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(images.split(size), labels.split(size), strict=True)
+
+
+@torch.no_grad()
+def recalibrated(model: nn.Module, images: Tensor, *, batch_size: int = 500) -> nn.Module:
+    """A copy of a model whose batch norms have the statistics of these images, in eval mode.
+
+    While a model learns fast, the running statistics of its batch norms are those of a model of
+    some iterations ago: early in training it then classifies far worse in eval mode than with
+    statistics that fit its weights. The copy goes once over the images, batch by batch. Each batch
+    norm normalises by the batch, and keeps the mean over the batches of their means and of their
+    (unbiased) variances. Other layers, such as dropout, are in eval mode. Batch norms without
+    running statistics stay as they are.
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K). It is not changed in any way.
+        images: (n, C, H, W) in [0, 1], on the model's device; some hundred training images.
+        batch_size: at most so many images in one forward pass; the batches differ by one image at
+            most.
+
+    Raises: ValueError, TypeError: an argument is outside what is written here.
+    """
+    _check_what_to_judge(images, torch.zeros(len(images), dtype=torch.long), batch_size)
+    judged = copy.deepcopy(model)
+    norms = []
+    for module in judged.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            norms.append(module)
+    momenta = [norm.momentum for norm in norms]
+    with judging(judged, images.device) as interrupts:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over the batches
+            norm.training = True
+        if norms:
+            batches = images.tensor_split(math.ceil(len(images) / batch_size))
+            for batch in interrupts.polled(batches):
+                judged(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return judged.eval()
 
 
 def check_model(model: nn.Module, images: Tensor) -> list[str]:

@@ -24,6 +24,7 @@ def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
             f"must be (B, K), K > 1, and (B,) integers."
         )
     classes = logits.shape[1]
+    labels = labels.long()  # torch computes little with uint16, uint32 and uint64
     # On a GPU this check would wait for the device; there torch's own check of indices raises.
     check = labels.numel() > 0 and not labels.is_cuda
     if check and not 0 <= labels.min() <= labels.max() < classes:
@@ -31,7 +32,7 @@ def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels go from {labels.min()} to {labels.max()}; they must lie in 0..{classes - 1}."
         )
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    true_class = labels.long().unsqueeze(1)
+    true_class = labels.unsqueeze(1)
     strongest_wrong = logits.scatter(1, true_class, -torch.inf).amax(1)
     true_logit = logits.gather(1, true_class).squeeze(1)
     return strongest_wrong - true_logit

@@ -5,6 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attacks import PGD, check_logits
+from .data.augmentation import MovingAugmentation
+from .memory import PerturbationMemory
+
 
 class BufferCopy:
     """A copy of a model's buffers, such as the statistics of batch norm, that a forward changes.
@@ -78,6 +82,65 @@ def check_optimizer(
         raise ValueError(
             f"{len(foreign)} of the optimizer's {len(theirs)} parameters are not the model's; "
             "build it from model.parameters()."
+        )
+
+
+def check_loss(result: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Refuse what a loss returned for a batch of ``count`` images if it cannot be trained with.
+
+    Returns: the loss, and the adversarial logits (B, K) in float32 or float64.
+    """
+    wanted = "a loss returns (loss, adversarial_logits), see adversarial_cross_entropy"
+    if not isinstance(result, tuple) or len(result) != 2:
+        what = type(result).__name__
+        if isinstance(result, tuple):
+            what = f"tuple of {len(result)}"
+        raise TypeError(f"the loss returned a {what}; {wanted}.")
+    loss, logits = result
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        what = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise TypeError(f"the loss returned {what} as its value, which must be a scalar; {wanted}.")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"the loss returned {loss.item():.4g} without a gradient; compute it from the model's "
+            "logits, without detach() and torch.no_grad()."
+        )
+    return loss, check_logits(logits, count)
+
+
+def check_memory(memory: Any, images: Tensor, attack: Any, augment: Any) -> None:
+    """Raise TypeError or ValueError if attacks on these training images cannot begin there."""
+    if not isinstance(memory, PerturbationMemory):
+        raise TypeError(f"memory is a {type(memory).__name__}; it must be a PerturbationMemory.")
+    if (memory.n, *memory.shape) != tuple(images.shape):
+        raise ValueError(
+            f"the memory is of {memory.n} images {memory.shape}; the data have {len(images)} "
+            f"training images {tuple(images.shape[1:])}."
+        )
+    memory.check_attack(attack)
+    if augment is not None and not isinstance(augment, MovingAugmentation):
+        raise TypeError(
+            "augment cannot be undone, so a memory cannot follow it: use CropAndFlip(padding) "
+            "instead of crop_and_flip, or an object with draw(images, generator) like it."
+        )
+
+
+def check_budget(sampler: Any, attack: Any, compile: bool) -> None:
+    """Raise TypeError or ValueError if examples cannot get their steps by their weights."""
+    if not hasattr(sampler, "weights"):
+        raise TypeError(
+            f"budget is given, but the sampler, a {type(sampler).__name__}, has no weights. For "
+            f"uniform draws with weights use CaseSampler(temperature=1e12, class_balanced=False)."
+        )
+    if not isinstance(attack, PGD):
+        raise TypeError(
+            f"budget is given, but the attack is a {type(attack).__name__}; only a PGD can give "
+            f"each example its own number of steps."
+        )
+    if compile or attack.early_stop:
+        name = "compile" if compile else "early_stop"
+        raise ValueError(
+            f"budget is given with {name}=True, whose batches it would change; use {name}=False."
         )
 
 

@@ -3,9 +3,12 @@
 A model of one's own is named ``module:function`` wherever one of these is.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from .attacks import check_count
 from .data import Data
 from .data.dataset import as_floats
 from .own import own_model
@@ -31,7 +34,7 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
+def build_model(name: str, data: Data, *, seed: int = 0, width: int | None = None) -> nn.Module:
     """A new classifier for these data: images (B, C, H, W) in [0, 1] to logits (B, K), on the CPU.
 
     Args:
@@ -43,9 +46,13 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
         data: gives the number of classes, the size of an image, and the mean and standard deviation
             of each channel.
         seed: of the initial weights; torch's global random state is left alone.
-    Raises: ValueError: an unknown name, images too small for the cnn, or a model of your own that
-        cannot be used; the message says what is wrong with it.
+        width: of "resnet18" alone: channels of its first convolution, of which the four groups of
+            layers have 1, 2, 4 and 8 times as many. None is 64, the published network; 16 is a slim
+            one with a sixteenth of its weights, for a few CPU cores.
+    Raises: ValueError: an unknown name, images too small for the cnn, a width where there is none
+        to choose, or a model of your own that cannot be used; the message says what is wrong.
     """
+    check_width(name, width)
     if isinstance(name, str) and ":" in name:
         return own_model(name, data, seed)
     if name not in MODELS:
@@ -53,10 +60,10 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
             f"model is {name!r}; it must be one of {', '.join(MODELS)}, "
             "or module:function for a model of your own."
         )
-    _, channels, height, width = data.x_train.shape
-    if name == "cnn" and min(height, width) < 4:
+    _, channels, rows, columns = data.x_train.shape
+    if name == "cnn" and min(rows, columns) < 4:
         raise ValueError(
-            f"the images are {height} x {width} pixels; the cnn halves them twice and needs 4 x 4."
+            f"the images are {rows} x {columns} pixels; the cnn halves them twice and needs 4 x 4."
         )
     # some thousand images, evenly spaced, give mean and deviation to three digits
     sample = as_floats(data.x_train[:: max(1, len(data.x_train) // 5000)].cpu())
@@ -66,10 +73,22 @@ def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "cnn":
-            network = _cnn(channels, height, width, len(data.classes))
+            network = _cnn(channels, rows, columns, len(data.classes))
         else:
-            network = _resnet18(channels, len(data.classes))
+            network = _resnet18(channels, len(data.classes), 64 if width is None else width)
     return nn.Sequential(normalize, network)
+
+
+def check_width(name: str, width: int | None) -> None:
+    """Raise ValueError if a model of this name cannot have this width."""
+    if width is None:
+        return
+    check_count("width", width, at_least=1)
+    if name != "resnet18":
+        raise ValueError(
+            f"width is {width} and model is {name!r}; only resnet18 has a width to choose. "
+            "Leave it out (None)."
+        )
 
 
 def _cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
@@ -90,11 +109,33 @@ def _cnn(channels: int, height: int, width: int, classes: int) -> nn.Module:
     return network
 
 
-def _resnet18(channels: int, classes: int) -> nn.Module:
+def _resnet18(channels: int, classes: int, width: int) -> nn.Module:
     from torchvision.models import resnet18
 
     network = resnet18(num_classes=classes)
-    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    if width != 64:
+        _set_width(network, width, classes)
+    network.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
     # Faster on every device. The cnn gains from it on a GPU or compiled only: see Training.
     return network.to(memory_format=torch.channels_last)
+
+
+def _set_width(network: Any, width: int, classes: int) -> None:
+    """Give torchvision's ResNet-18 new layers with another number of channels.
+
+    Their initial weights are drawn as torchvision draws them (He et al., ICCV 2015, fan out).
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    network.bn1 = nn.BatchNorm2d(width)
+    network.inplanes = width
+    for group in range(4):
+        layer = network._make_layer(
+            BasicBlock, width * 2**group, blocks=2, stride=1 if group == 0 else 2
+        )
+        for module in layer.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        setattr(network, f"layer{group + 1}", layer)
+    network.fc = nn.Linear(8 * width, classes)

@@ -31,25 +31,34 @@ class _BatchSampler(Sampler[Tensor], ABC):
     """
 
     n: int  # examples in the data
-    sampling_number: int  # examples in a batch
     device: torch.device  # that of the labels
     generator: torch.Generator  # of the draws
     _lock: threading.RLock
 
     def __init__(self, labels: Tensor, sampling_number: int, seed: int):
         labels = _checked_labels(labels)
-        if not _is_integer(sampling_number, 1, len(labels)):
-            raise ValueError(
-                f"sampling_number is {sampling_number!r}; "
-                f"it must be an integer in 1..{len(labels)} (all examples)."
-            )
         if not _is_integer(seed, -(2**63), 2**64 - 1):
             raise ValueError(f"seed is {seed!r}; it must be an integer in -2**63..2**64-1.")
+        self._lock = threading.RLock()
         self.n = len(labels)
-        self.sampling_number = int(sampling_number)
+        self.sampling_number = sampling_number
         self.device = labels.device
         self.generator = torch.Generator(labels.device).manual_seed(int(seed))
-        self._lock = threading.RLock()
+
+    @property
+    def sampling_number(self) -> int:
+        """Examples in a batch, 1..n; may be set while training runs."""
+        return self._sampling_number
+
+    @sampling_number.setter
+    def sampling_number(self, value: int) -> None:
+        if not _is_integer(value, 1, self.n):
+            raise ValueError(
+                f"sampling_number is {value!r}; "
+                f"it must be an integer in 1..{self.n} (all examples)."
+            )
+        with self._lock:
+            self._sampling_number = int(value)
 
     @abstractmethod
     def draw(self) -> Tensor:
@@ -194,8 +203,8 @@ class CaseSampler(_BatchSampler):
             deviation of the weights, recomputed every n // sampling_number draws (1 until then),
             so that the scale of the logits does not matter.
         log_weight: the place to change the probability of a draw: maps the weights w (n,) to log
-            weights (n,), used instead of w / temperature. Needs tree=False; examples: WEIGHTINGS
-            in catlib/lab/runs.py.
+            weights (n,), used instead of w / temperature, e.g. ``near_boundary`` or ``by_rank`` of
+            catlib.readings. Needs tree=False.
         tree: draw by a sum tree (O(log n) an example, on a CPU) instead of by one sort of all
             examples; the probabilities are the same. None decides by size. On a GPU the sort is
             replaced by a top-k for each class, again with the same probabilities.

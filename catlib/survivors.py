@@ -4,6 +4,7 @@ The readable form is :meth:`catlib.PGD.attack_until_broken`, which does all in f
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from .attacks import (
 )
 from .interrupts import Interrupts
 from .kernels.gpu import weights_cast_once
+from .kernels.step import a_graph_a_shape
 from .modes import attack_mode
 
 JUDGED_AT_ONCE = 512  # images in a forward pass in float32
@@ -68,7 +70,7 @@ def survivors(
         slope_of = _Slope(network, precision, batch_size, compile, interrupts)
         alive = _is_right_in_float32(network, images, labels, interrupts)
         for _ in range(attack.restarts):
-            start = attack._start(images, generator)
+            start = attack._start(images, None, generator)
             ids = alive.nonzero().squeeze(1)
             x = start[ids]
             for _ in range(attack.steps):
@@ -118,7 +120,8 @@ class _Slope:
         suspect = torch.empty(len(x), dtype=torch.bool, device=x.device)
         device = x.device
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self._in_bfloat16)
-        with autocast, weights_cast_once(self._network.model, device):
+        guard = a_graph_a_shape() if self._compile else nullcontext()
+        with autocast, guard, weights_cast_once(self._network.model, device):
             for part in self._interrupts.polled(_parts(len(x), self._batch_size)):
                 gradient, logits = self._of_batch(x[part], labels[part])
                 slope[part] = gradient

@@ -9,16 +9,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch.nn.parallel import DistributedDataParallel
 
 from .attacks import PGD, check_adversarial, check_count, check_logits
-from .data import Data
-from .evaluation import accuracy, robust_accuracy
+from .data import SUBSETS, Data, subset
+from .data.augmentation import MovingAugmentation
+from .evaluation import accuracy, recalibrated, robust_accuracy
 from .gain import information_gain
-from .guards import BufferCopy, check_optimizer, check_sampler, check_weights
+from .guards import (
+    BufferCopy,
+    check_budget,
+    check_loss,
+    check_memory,
+    check_optimizer,
+    check_sampler,
+    check_weights,
+)
 from .interrupts import deferred_interrupts
 from .kernels.gpu import tuned_convolutions
 from .kernels.step import compiled
+from .memory import PerturbationMemory, Recall
+from .ranks import find_ranks, own_gpu
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 NO_JUDGE = "evaluation_attack is None; it is required when attack is not a PGD."
@@ -46,10 +57,29 @@ class Record:
     examples: int  # adversarial examples drawn
     passes: int  # images sent through the model, in attacks and in updates
     seconds: float  # training time
-    loss: float | None  # cross-entropy on the adversarial batch, before the update
+    loss: float | None  # what the update minimises, such as cross-entropy, before the update
     coverage: float | None  # share of the training images drawn at least once
     accuracy: float | None = None
     robust_accuracy: float | None = None
+
+
+def adversarial_cross_entropy(
+    model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eq. 1, the usual loss of adversarial training: the mean cross-entropy.
+
+    Another ``loss`` of :class:`Training` has the same form.
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K); in training mode.
+        images: (B, C, H, W) in [0, 1], as they were before the attack; not needed for this loss.
+        adversarial: (B, C, H, W), what the attack made of them.
+        labels: (B,), integers in 0..K-1.
+
+    Returns: the loss, a scalar with a gradient, and the logits (B, K) of the adversarial images.
+    """
+    logits = check_logits(model(adversarial), len(labels))
+    return nn.functional.cross_entropy(logits, labels), logits
 
 
 class Training(Iterator[Record]):
@@ -71,6 +101,9 @@ class Training(Iterator[Record]):
     An evaluation is not part of its iteration. If it is interrupted or raises an error, the next
     call evaluates the model before it trains on. No record is lost.
 
+    Where ``torch.distributed`` is initialised, as under ``torchrun``, its processes train one model
+    together: see ``ranks`` and docs/ranks.md.
+
     Args:
         model: images in [0, 1] to logits; trained in place, moved to the device.
         data: what to train on.
@@ -83,9 +116,26 @@ class Training(Iterator[Record]):
         iterations: where to stop; None goes on for ever.
         evaluate_every: iterations between evaluations, one of which also follows the last
             iteration; 0 is never.
+        evaluate_first: evaluate after each of the first so many iterations as well, where a level
+            may be crossed within a few; needs an ``evaluate_every``.
         evaluation_attack: judges robust accuracy; None is ``attack`` with 20 steps, if it is a PGD.
-        evaluation_size: the first so many test images are the fixed subset that evaluations use.
+        evaluation_size: how many test images are the fixed subset that evaluations use.
+        evaluation_subset: "first", the first so many; or "spread", evenly over the classes and over
+            the test set (:func:`catlib.data.subset`).
+        recalibrate: evaluate a copy of the model whose batch norms have the statistics of so many
+            clean training images, spread over the set (:func:`catlib.recalibrated`); 0 evaluates
+            the model itself. Like all of an evaluation, it counts neither as passes nor as time.
         augment: ``augment(images, generator) -> images`` before the attack, e.g. ``crop_and_flip``.
+        loss: what an update minimises, a function of the form of
+            :func:`adversarial_cross_entropy`, the default. TRADES, for example, compares the
+            logits of both versions of an image. Every image that it sends through the model
+            counts as a pass, and Eq. 3 is taken from the adversarial logits that it returns.
+        memory: where the attack on an image begins at what the last attack on it found; what this
+            one finds is stored there. It needs a PGD, and an ``augment`` that can be undone, such
+            as ``CropAndFlip()``. It is moved to the device.
+        budget: ``budget(weights) -> steps``: how many steps of a PGD each example of a batch gets,
+            (B,) integers, by its weight (B,) in the sampler, e.g. ``steps_near_boundary`` of
+            catlib.readings. None gives all of them ``attack.steps``.
         device: "auto" takes a GPU if there is one.
         precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only.
             Evaluations are in float32; on a GPU the steps of their PGD are in the same precision as
@@ -93,9 +143,16 @@ class Training(Iterator[Record]):
         compile: let torch.compile speed up attack and update; the first iteration takes a minute.
             On a GPU evaluations are compiled, too.
         progress: show a tqdm bar.
+        ranks: "auto" trains together with all processes of torch.distributed if it is initialised,
+            each with its share of every batch; "alone" trains in this process alone. Records,
+            states and ``batch`` are those of the whole batch, and the same on all ranks, but for
+            the seconds; rank 0 alone shows progress. A model in DistributedDataParallel is taken
+            out of it for everything but the update.
 
     Raises:
         ValueError, TypeError: a bad argument.
+        RuntimeError: in an iteration: another rank failed, with its message. The model is as before
+            the iteration.
         FloatingPointError: on a CPU, in an iteration: a loss, gradient or information gain that is
             not finite. (A GPU would have to wait for such a check.)
     """
@@ -111,14 +168,21 @@ class Training(Iterator[Record]):
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         iterations: int | None = None,
         evaluate_every: int = 0,
+        evaluate_first: int = 0,
         evaluation_attack: Callable[..., Tensor] | None = None,
         evaluation_size: int = 500,
+        evaluation_subset: str = "first",
+        recalibrate: int = 0,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        loss: Callable[..., tuple[Tensor, Tensor]] = adversarial_cross_entropy,
+        memory: PerturbationMemory | None = None,
+        budget: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
         precision: str = "auto",
         compile: bool = False,
         progress: bool = False,
+        ranks: str = "auto",
     ):
         if precision not in PRECISIONS:
             raise ValueError(
@@ -126,16 +190,41 @@ class Training(Iterator[Record]):
             )
         check_count("seed", seed, at_least=0)
         check_count("evaluate_every", evaluate_every, at_least=0)
+        check_count("evaluate_first", evaluate_first, at_least=0)
+        if evaluate_first and not evaluate_every:
+            raise ValueError(
+                f"evaluate_first is {evaluate_first} and evaluate_every is 0, which is never; "
+                "give an evaluate_every of at least 1."
+            )
         check_count("evaluation_size", evaluation_size, at_least=1)
+        check_count("recalibrate", recalibrate, at_least=0)
+        if evaluation_subset not in SUBSETS:
+            raise ValueError(
+                f"evaluation_subset is {evaluation_subset!r}; "
+                f"it must be one of {', '.join(SUBSETS)}."
+            )
         if iterations is not None:
             check_count("iterations", iterations, at_least=0)
         check_sampler(sampler, len(data.y_train))
         check_optimizer(optimizer, scheduler, model)
+        if memory is not None:
+            check_memory(memory, data.x_train, attack, augment)
+        if budget is not None:
+            check_budget(sampler, attack, compile)
         if evaluation_attack is None and isinstance(attack, PGD):
             # without a step size PGD takes the one that suits its steps
             evaluation_attack = replace(attack, steps=20, step_size=None)
         if evaluation_attack is None and evaluate_every:
             raise ValueError(NO_JUDGE)
+        wrapper = model if isinstance(model, DistributedDataParallel) else None
+        if wrapper is not None:
+            if compile:
+                raise ValueError(
+                    "compile is True, and the model is in DistributedDataParallel already; give "
+                    "the model itself: Training wraps it."
+                )
+            model = wrapper.module
+        self.ranks = find_ranks(ranks)
         self.device = choose_device(device)
         self.model = model.to(self.device)
         self.data = data.to(self.device)
@@ -146,11 +235,17 @@ class Training(Iterator[Record]):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.augment = augment
+        self.loss = loss
+        self.memory = None if memory is None else memory.to(self.device)
+        self.budget = budget
 
         self.iterations = iterations
         self.evaluate_every = evaluate_every
+        self.evaluate_first = evaluate_first
         self.evaluation_attack = evaluation_attack
         self.evaluation_size = evaluation_size
+        self.evaluation_subset = evaluation_subset
+        self.recalibrate = recalibrate
 
         on_gpu = self.device.type == "cuda"
         self._cuda = [self.device] if on_gpu else []
@@ -169,6 +264,15 @@ class Training(Iterator[Record]):
                 self.attack = replace(attack, compile=has_fixed_shapes)
         if compile or on_gpu:
             self.model.to(memory_format=torch.channels_last)
+        with self.ranks.agreed() as facts:
+            facts["seed"] = seed
+            facts["iterations"] = iterations
+            facts["evaluate_every"] = evaluate_every
+            facts["evaluation_size"] = evaluation_size
+            facts["training labels"] = data.y_train
+        # the network of the update; attacks use the one inside, as torch.autograd.grad does not go
+        # through DistributedDataParallel
+        self._trained = self.ranks.wrap(self._network, wrapper)
 
         self._batches = iter(sampler)
         self._drawn: Tensor | None = None  # indices drawn, and not yet trained on
@@ -176,7 +280,7 @@ class Training(Iterator[Record]):
         self._pending: Record | None = None  # of an iteration done, and not yet handed out
         self._buffers = BufferCopy(self.model)
         self._generator = torch.Generator(self.device)
-        self._bar = _ProgressBar(iterations) if progress else None
+        self._bar = _ProgressBar(iterations) if progress and self.ranks.is_first else None
 
         self.seed = int(seed)
         self.iteration = 0
@@ -199,7 +303,9 @@ class Training(Iterator[Record]):
         record = self._pending
         assert record is not None, "an iteration leaves its record pending"
         if self._is_evaluated(record.iteration):
-            clean_share, robust_share = self.evaluate()
+            # by every rank on all images: the numbers are those of one process
+            with self.ranks.agreed():
+                clean_share, robust_share = self.evaluate()
             record = replace(record, accuracy=clean_share, robust_accuracy=robust_share)
         if self._bar is not None:
             self._bar.show(record)
@@ -221,21 +327,26 @@ class Training(Iterator[Record]):
         counter = self._network.register_forward_pre_hook(self._count)
         try:
             # line 3: sample a batch
-            indices, images, labels = self._draw()
+            with self.ranks.agreed() as facts:
+                indices, images, labels = self._draw()
+                facts["iteration"] = self.iteration
+                facts["draw"] = indices
             with (
                 torch.random.fork_rng(devices=self._cuda),
                 self._autocast,
                 tuned_convolutions(self.device, self.tunes_convolutions),
             ):
-                stream = self._random_stream()
-                torch.manual_seed(stream)
-                self._generator.manual_seed(stream)
-                if self.augment:
-                    images = self.augment(images, self._generator)
-                # line 4: craft adversarial examples
-                adversarial = self._craft(images, labels)
+                # global random numbers are for this rank's share, the generator's for the batch
+                torch.manual_seed(self._random_stream(self.ranks.rank))
+                self._generator.manual_seed(self._random_stream())
+                with self.ranks.agreed():
+                    images, recall = self._augment_and_recall(indices, images)
+                    # line 4: craft adversarial examples, those of this rank's share
+                    steps = self._steps_each(indices)
+                    adversarial = self._craft(images, labels, recall, steps)
+                whole_batch = self.ranks.gather(adversarial, len(labels))
                 # line 5 (and Eq. 3, from the same logits)
-                loss, logits, gain = self._update(adversarial, labels, on_host)
+                loss, logits, gain = self._update(images, adversarial, labels, on_host)
         except BaseException as error:
             self._buffers.put_back()
             if isinstance(error, StopIteration):  # it would look like the end of training
@@ -246,12 +357,14 @@ class Training(Iterator[Record]):
 
         # the update is made: from here on the iteration counts, whatever happens
         self._drawn = None
-        self.batch = Batch(indices, labels, adversarial, logits, gain)
+        self.batch = Batch(indices, labels, whole_batch, logits, gain)
         self.iteration += 1
         self.examples += len(labels)
         self.passes += self._spent
         self.seen[indices.to(self.device)] = True
         try:
+            if recall is not None:
+                recall.store(whole_batch - images)
             # line 6: Eq. 4
             self.sampler.update(indices, gain.to(indices.device))
             if self.scheduler is not None:
@@ -298,18 +411,52 @@ class Training(Iterator[Record]):
             )
         return torch.as_tensor(indices)
 
-    def _random_stream(self) -> int:
-        """The seed of this iteration's random numbers.
+    def _random_stream(self, rank: int = 0) -> int:
+        """The seed of this iteration's random numbers, or of those that a rank alone uses.
 
         It is derived from ``seed`` and the iteration, so that a checkpoint needs no random state.
         The two are mixed into one number of 32 bits, because a CPU uses only 32 bits of a seed.
         """
-        sequence = np.random.SeedSequence((self.seed, self.iteration))
+        origin = (self.seed, self.iteration, rank) if rank else (self.seed, self.iteration)
+        sequence = np.random.SeedSequence(origin)
         return int(sequence.generate_state(1)[0])
 
-    def _craft(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Adversarial versions (B, C, H, W) of the images."""
+    def _augment_and_recall(self, indices: Tensor, images: Tensor) -> tuple[Tensor, Recall | None]:
+        """The images (B, C, H, W) augmented, and what is remembered of them, moved likewise."""
+        if self.memory is None:
+            if self.augment is not None:
+                images = self.augment(images, self._generator)
+            return images, None
+        if self.augment is None:
+            return images, self.memory.recall(indices)
+        assert isinstance(self.augment, MovingAugmentation)  # as it was checked
+        moves = self.augment.draw(images, self._generator)
+        return moves(images), self.memory.recall(indices, moves)
+
+    def _steps_each(self, indices: Tensor) -> Tensor | None:
+        """The steps of the attack on each example of the batch (B,), if there is a budget."""
+        if self.budget is None:
+            return None
+        check_budget(self.sampler, self.attack, compile=False)
+        weights = self.sampler.weights[indices]
+        return torch.as_tensor(self.budget(weights), device=self.device)
+
+    def _craft(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        recall: Recall | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial versions (b, C, H, W) of this rank's share of the images (B, C, H, W).
+
+        A PGD begins at what is remembered of them, and gives each image its own ``steps``.
+        """
+        share = self.ranks.share(len(labels))
         attack = self.attack
+        start = None
+        if recall is not None:
+            start = recall.start(images, attack, self._generator)
         if isinstance(attack, PGD):
             network = self._network
             if attack.compile:
@@ -318,32 +465,58 @@ class Training(Iterator[Record]):
                 # with several restarts, one more pass each finds the loss that compares them
                 scoring_passes = 1 if attack.restarts > 1 else 0
                 passes_a_restart = attack.steps + scoring_passes
-                self._spent += passes_a_restart * attack.restarts * len(images)
+                self._spent += passes_a_restart * attack.restarts * len(images[share])
             # images and labels come from the data set, which was checked when it was loaded
-            return attack(network, images, labels, generator=self._generator, check=False)
-        adversarial = attack(self._network, images, labels)
+            return attack(
+                network,
+                images,
+                labels,
+                start=start,
+                steps=steps,
+                generator=self._generator,
+                check=False,
+                share=share,
+            )
+        images = images[share]
+        adversarial = attack(self._network, images, labels[share])
         # pixels that are not finite show in the loss
         return check_adversarial(adversarial, images, finite=False)
 
     def _update(
-        self, adversarial: Tensor, labels: Tensor, on_host: bool
+        self, images: Tensor, adversarial: Tensor, labels: Tensor, on_host: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Train on the batch; its loss, logits and information gain, all from before the update."""
-        self.model.train()
-        self.optimizer.zero_grad()
-        logits = check_logits(self._network(adversarial), len(labels))
-        loss = nn.functional.cross_entropy(logits, labels)
-        # a copy, because a CUDA graph writes over its output
-        kept = logits.detach().to(torch.float32, copy=True)
+        """Train on the batch; its loss, logits and information gain, all from before the update.
+
+        Args:
+            images: (B, C, H, W), of the batch, augmented.
+            adversarial: (b, C, H, W), of this rank's share of the batch.
+            labels: (B,), of the batch.
+        """
+        n = len(labels)
+        share = self.ranks.share(n)
+        with self.ranks.agreed():
+            self.model.train()
+            self.optimizer.zero_grad()
+            result = self.loss(self._trained, images[share], adversarial, labels[share])
+            loss, logits = check_loss(result, len(adversarial))
+            loss = self.ranks.weighed(loss, n)
+            # a copy, because a CUDA graph writes over its output
+            own_logits = logits.detach().to(torch.float32, copy=True)
+        self._spent = self.ranks.total(self._spent)
+        kept = self.ranks.gather(own_logits, n)
         gain = information_gain(kept, labels)
+        batch_loss = self.ranks.mean(loss.detach())
         if on_host:
-            self._refuse("loss", loss)
+            self._refuse("loss", batch_loss)
             self._refuse("information gain", gain)
-        loss.backward()
+        with self.ranks.in_step():
+            loss.backward()
+            self.ranks.share_buffers(self.model)
         if on_host:
             self._refuse("norm of the gradient", self._gradient_norms())
-        self.optimizer.step()
-        return loss.detach(), kept, gain
+        with self.ranks.in_step():
+            self.optimizer.step()
+        return batch_loss, kept, gain
 
     def _gradient_norms(self) -> Tensor:
         """The norm of each parameter's gradient."""
@@ -375,27 +548,47 @@ class Training(Iterator[Record]):
         """Whether an evaluation follows this iteration."""
         if not self.evaluate_every:
             return False
+        if iteration <= self.evaluate_first:
+            return True
         return iteration % self.evaluate_every == 0 or iteration == self.iterations
 
     def evaluate(self) -> tuple[float, float]:
         """Accuracy and robust accuracy on the fixed subset of the test images."""
         if self.evaluation_attack is None:
             raise ValueError(NO_JUDGE)
-        images, labels = self.data.test(slice(self.evaluation_size))
-        clean_share = accuracy(self.model, images, labels)
-        robust_share = self.judge(images, labels, self.evaluation_attack)
+        model = self.judged_model()
+        images, labels = self.test_images(self.evaluation_size)
+        clean_share = accuracy(model, images, labels)
+        robust_share = self.judge(model, images, labels, self.evaluation_attack)
         return clean_share, robust_share
 
-    def judge(self, images: Tensor, labels: Tensor, attack: Callable[..., Tensor]) -> float:
-        """Robust accuracy of the model, with the precision of this training's evaluations."""
+    def judge(
+        self, model: nn.Module, images: Tensor, labels: Tensor, attack: Callable[..., Tensor]
+    ) -> float:
+        """Robust accuracy with the precision of this training's evaluations.
+
+        Args:
+            model: what :meth:`judged_model` returned.
+        """
         return robust_accuracy(
-            self.model,
+            model,
             images,
             labels,
             attack,
             precision=self._judged_in,
             compile=self._judged_compiled,
         )
+
+    def judged_model(self) -> nn.Module:
+        """What an evaluation judges: the model itself, or its copy if ``recalibrate`` is not 0."""
+        if not self.recalibrate:
+            return self.model
+        images, _ = self.data.train(subset(self.data.y_train, self.recalibrate, "spread"))
+        return recalibrated(self.model, images)
+
+    def test_images(self, count: int | None) -> tuple[Tensor, Tensor]:
+        """So many test images and their labels, chosen by ``evaluation_subset``; None is all."""
+        return self.data.test(subset(self.data.y_test, count, self.evaluation_subset))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later run needs to go on: plain values, and copies of all tensors.
@@ -424,6 +617,8 @@ class Training(Iterator[Record]):
             "drawn": self._drawn,
             "pending": None if self._pending is None else asdict(self._pending),
         }
+        if self.memory is not None:
+            state["memory"] = self.memory.state_dict()
         return copy.deepcopy(state)
 
     def _made_of(self) -> dict[str, str]:
@@ -459,6 +654,8 @@ class Training(Iterator[Record]):
             self.scheduler.load_state_dict(state["scheduler"])
         self.sampler.load_state_dict(state["sampler"])
         self._batches = iter(self.sampler)
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
         self.iteration = state["iteration"]
         self.examples = state["examples"]
         self.passes = state["passes"]
@@ -474,6 +671,11 @@ class Training(Iterator[Record]):
             raise ValueError(
                 f"the state lacks {', '.join(missing)}; it must be what state_dict() of a "
                 "Training returned, in this version of catlib."
+            )
+        if "memory" in state and self.memory is None:
+            raise ValueError(
+                "the state is of a training with a memory of perturbations; this one has none. "
+                "Build the Training from the same arguments first."
             )
         for part, ours in self._made_of().items():
             theirs = state["made_of"].get(part)
@@ -502,9 +704,12 @@ class Training(Iterator[Record]):
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The device of this name; "auto" is a CUDA device if there is one, else the CPU."""
+    """The device of this name; "auto" is this process's CUDA device if there is one, else the CPU.
+
+    Under torchrun each process of a machine has a GPU of its own.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     return torch.device(device)
 
 
@@ -513,10 +718,12 @@ class _ProgressBar:
 
     def __init__(self, iterations: int | None):
         self._iterations = iterations
-        self._bar: tqdm | None = None
+        self._bar: Any = None
 
     def show(self, record: Record) -> None:
         if self._bar is None:
+            from tqdm.auto import tqdm
+
             done = record.iteration - 1
             self._bar = tqdm(total=self._iterations, initial=done, unit="it")
         self._bar.update(record.iteration - self._bar.n)

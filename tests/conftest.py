@@ -90,9 +90,15 @@ def conv_net():
 def classifier(digits):
     """A model of the digits, trained without adversary: right on most, and easily broken."""
     model = catlib.build_model("cnn", digits)
-    for _ in catlib.Training(
-        model, digits, catlib.UniformSampler(digits.y_train), catlib.PGD(0, steps=0), iterations=40
-    ):
+    training = catlib.Training(
+        model,
+        digits,
+        catlib.UniformSampler(digits.y_train),
+        catlib.PGD(0, steps=0),
+        iterations=40,
+        device="cpu",  # as the images that the tests give it
+    )
+    for _ in training:
         pass
     for parameter in model.parameters():
         parameter.grad = None

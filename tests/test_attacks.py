@@ -285,6 +285,144 @@ def test_the_start_is_uniform_in_the_ball():
         assert stats.kstest(direction[:, pixel], stats.beta(1.5, 1.5).cdf).pvalue > 1e-4
 
 
+# a start that is given
+
+
+def in_the_ball(images, start, epsilon, norm):
+    """Images plus a start, image by image: onto the ball first, then into [0, 1]."""
+    moved = []
+    for x, delta in zip(images, start, strict=True):
+        if norm == "l2":
+            delta = delta * min(1.0, epsilon / max(float(delta.norm()), 1e-300))
+        else:
+            delta = delta.clamp(-epsilon, epsilon)
+        moved.append((x + delta).clamp(0, 1))
+    return torch.stack(moved)
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("scale", [0.05, 0.5, 1e10])
+def test_a_start_is_brought_into_the_ball(conv_net, norm, scale, early_stop):
+    model = conv_net().eval().double()
+    images, labels = batch(6, dtype=torch.float64)
+    with torch.no_grad():
+        labels = model(images).argmax(1)  # an early stop would keep an image it need not attack
+    start = scale * torch.randn(images.shape, dtype=torch.float64, generator=seeded(1))
+    before = start.clone()
+    attack = PGD(0.2, steps=0, norm=norm, early_stop=early_stop)
+    begun = attack(model, images, labels, start=start)
+    expected = in_the_ball(images, start, 0.2, norm)
+    torch.testing.assert_close(begun, expected, atol=1e-6, rtol=0)
+    assert torch.equal(start, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"early_stop": True}, {"norm": "l2"}], ids=str)
+def test_an_attack_goes_on_from_where_it_ended(classifier, digits, options):
+    """Two steps and three from there are five steps, in float64."""
+    model = copy.deepcopy(classifier).double()
+    images, labels = (x[:40] for x in digits.test())
+    images = images.double()
+    attack = PGD(0.1, 0.02, norm=options.get("norm", "linf"), random_start=False)
+    if "early_stop" in options:
+        attack = replace(attack, early_stop=True)
+    first = replace(attack, steps=2)(model, images, labels)
+    ours = replace(attack, steps=3)(model, images, labels, start=first - images)
+    whole = replace(attack, steps=5)(model, images, labels)
+    torch.testing.assert_close(ours, whole, atol=1e-6, rtol=0)
+    from_the_image = replace(attack, steps=3)(model, images, labels)
+    assert "early_stop" in options or (ours - from_the_image).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("batch_size", [1, 20, 512])
+def test_the_first_restart_begins_at_the_start(conv_net, batch_size):
+    """The others begin at random: the worst of one attack from there and of random ones."""
+    model = conv_net().eval().double()
+    images, labels = batch(8, dtype=torch.float64)
+    start = torch.empty_like(images).uniform_(-0.1, 0.1, generator=seeded(9))
+    attack = PGD(0.1, steps=2, restarts=4, batch_size=batch_size)
+    ours = attack(model, images, labels, start=start, generator=seeded(3))
+    alone = replace(attack, restarts=1)
+    generator = seeded(3)
+    singles = [alone(model, images, labels, start=start, generator=generator)]
+    for _ in range(3):
+        singles.append(alone(model, images, labels, generator=generator))
+    with torch.no_grad():
+        losses = torch.stack([F.cross_entropy(model(x), labels, reduction="none") for x in singles])
+    worst = losses.argmax(0)
+    assert (worst == 0).any() and (worst > 0).any()
+    for image, single in enumerate(worst):
+        torch.testing.assert_close(ours[image], singles[single][image], atol=1e-9, rtol=0)
+
+
+def test_a_start_of_zero_is_no_random_start(conv_net):
+    """With or without random_start; it may be of another precision than the images."""
+    model, (images, labels) = conv_net().eval(), batch()
+    plain = pgd(model, images, labels, epsilon=0.1, steps=3, random_start=False)
+    zeros = torch.zeros_like(images, dtype=torch.float16)
+    for random_start in (True, False):
+        begun = pgd(
+            model, images, labels, epsilon=0.1, steps=3, start=zeros, random_start=random_start
+        )
+        assert torch.equal(begun, plain)
+
+
+@pytest.mark.slow
+def test_a_compiled_attack_begins_at_the_start(classifier, digits):
+    images, labels = digits.test(slice(16))
+    start = torch.empty_like(images).uniform_(-0.1, 0.1, generator=seeded(9))
+    attack = PGD(0.1, steps=2)
+    plain = attack(classifier, images, labels, start=start)
+    fast = replace(attack, compile=True)(classifier, images, labels, start=start)
+    assert (plain - fast).abs().gt(1e-5).double().mean() < 0.01  # a sign may turn by rounding
+
+
+# steps of each image
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("rule", ["sign", "gradient"])
+def test_each_image_gets_its_steps(conv_net, norm, rule):
+    """The result is that of an attack on each image alone, with that many steps."""
+    model = conv_net().eval().double()
+    images, labels = batch(9, dtype=torch.float64)
+    start = torch.empty_like(images).uniform_(-0.1, 0.1, generator=seeded(9))
+    steps = torch.tensor([0, 3, 1, 1, 0, 2, 5, 3, 1])
+    attack = PGD(0.1, 0.03, norm=norm, rule=rule)
+    ours = attack(model, images, labels, start=start, steps=steps)
+    for place, number in enumerate(steps.tolist()):
+        one = slice(place, place + 1)
+        alone = replace(attack, steps=number)
+        expected = alone(model, images[one], labels[one], start=start[one])
+        torch.testing.assert_close(ours[one], expected, atol=1e-9, rtol=0)
+
+
+def test_steps_that_are_saved_are_not_passed(conv_net):
+    """Only images with steps left go through the model: 9 images, 16 steps, in 5 batches."""
+    model, (images, labels) = conv_net(), batch(9)
+    sizes = count_images(model)
+    attack = PGD(0.1)
+    attack(model, images, labels, steps=torch.tensor([0, 3, 1, 1, 0, 2, 5, 3, 1]))
+    assert sizes == [7, 4, 3, 1, 1]
+    sizes.clear()
+    assert torch.equal(
+        replace(attack, random_start=False)(model, images, labels, steps=torch.zeros(9).long()),
+        images,
+    )
+    assert sizes == []
+    attack(model, images[:0], labels[:0], steps=torch.zeros(0, dtype=torch.long))
+
+
+def test_equal_steps_for_each_are_steps_for_all(conv_net):
+    """Bit for bit, with restarts too: the random starts are the same."""
+    model, (images, labels) = conv_net(), batch(6)
+    for restarts in (1, 3):
+        attack = PGD(0.1, 0.03, steps=4, restarts=restarts)
+        each = torch.full((6,), 4)
+        ours = attack(model, images, labels, steps=each, generator=seeded(2))
+        assert torch.equal(ours, attack(model, images, labels, generator=seeded(2)))
+
+
 # restarts
 
 
@@ -759,7 +897,9 @@ def test_channels_last_gives_the_same(conv_net, options):
     assert (last - images).abs().max() <= 0.1 + 1e-6 or "norm" in options
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int32, torch.int64]
+)
 @pytest.mark.parametrize("early_stop", [False, True])
 def test_takes_labels_of_any_integer_type(conv_net, dtype, early_stop):
     model, (images, labels), attack = conv_net(), batch(), PGD(0.1, steps=2, early_stop=early_stop)

@@ -10,18 +10,25 @@ from torch import nn
 from catlib import (
     PGD,
     CaseSampler,
+    CropAndFlip,
     Data,
+    PerturbationMemory,
     Training,
     UniformSampler,
     accuracy,
     build_model,
     check_model,
+    crop_and_flip,
     information_gain,
     load_data,
     pgd,
+    recalibrated,
     robust_accuracy,
     smooth,
 )
+from catlib.lab.baselines import NFGSM, FreeTraining
+from catlib.lab.runs import Trial
+from catlib.readings import steps_near_boundary
 
 NAN, INF = float("nan"), float("inf")
 LABELS = torch.arange(60) % 3
@@ -41,6 +48,11 @@ def attack(x=None, y=None, **options):
     """An attack on four good images, but for what is said."""
     x, y = images() if x is None else x, torch.tensor([0, 1, 2, 0]) if y is None else y
     return lambda: pgd(MODEL, x, y, **({"epsilon": 0.1, "steps": 2} | options))
+
+
+def steps_each(steps, **options):
+    """An attack in which each of four good images has its own steps."""
+    return lambda: PGD(0.1, **options)(MODEL, images(), torch.tensor([0, 1, 2, 0]), steps=steps)
 
 
 def labels(*values):
@@ -101,6 +113,30 @@ class Returns(nn.Module):
 
     def forward(self, x):
         return self.change(x.flatten(1))
+
+
+MEMORY = PerturbationMemory(60, (1, 4, 4), 0.1)
+
+
+def remember(**options):
+    """A good memory, but for what is said."""
+    return lambda: PerturbationMemory(**({"n": 60, "shape": (1, 4, 4), "epsilon": 0.1} | options))
+
+
+def remembered(indices=(1, 2), perturbations=None):
+    if perturbations is None:
+        perturbations = torch.zeros(2, 1, 4, 4)
+    return lambda: MEMORY.update(torch.tensor(indices), perturbations)
+
+
+def memory_state(**changed):
+    """Load a state that differs from a whole one, or lacks what is None, into a memory."""
+
+    def load():
+        state = MEMORY.state_dict() | changed
+        MEMORY.load_state_dict({k: v for k, v in state.items() if v is not None})
+
+    return load
 
 
 BATCH = images(), LABELS[:4]
@@ -225,6 +261,59 @@ TABLE = {
     "an unknown norm": (attack(norm="l1"), ValueError, "'l1'", "linf, l2"),
     "an unknown mode": (attack(batch_norm="off"), ValueError, "'off'", "eval, train"),
     "PGD itself": (lambda: PGD(-1), ValueError, "-1", "at least 0"),
+    "a start of another shape": (
+        attack(start=torch.zeros(4, 1, 4)),
+        ValueError,
+        "(4, 1, 4)",
+        "one perturbation an image",
+    ),
+    "a start of too few": (
+        attack(start=torch.zeros(3, 1, 4, 4)),
+        ValueError,
+        "(3, 1, 4, 4)",
+        "one perturbation an image",
+    ),
+    "a start of NaN": (attack(start=images(NAN)), ValueError, "nan", "finite number"),
+    "an infinite start, early stop": (
+        attack(start=images(INF), early_stop=True),
+        ValueError,
+        "inf",
+        "finite number",
+    ),
+    "a start of bytes": (
+        attack(start=images(dtype=torch.uint8)),
+        TypeError,
+        "torch.uint8",
+        "floating-point",
+    ),
+    "a start in words": (attack(start="random"), TypeError, "str", "floating-point tensor"),
+    "steps for too few images": (
+        steps_each(torch.ones(3, dtype=torch.long)),
+        ValueError,
+        "(3,)",
+        "one for each image",
+    ),
+    "half steps for images": (steps_each(torch.ones(4)), TypeError, "torch.float32", "integers"),
+    "steps below 0": (steps_each(torch.tensor([1, -2, 0, 0])), ValueError, "-2", "at least 0"),
+    "steps as a list": (steps_each([1, 1, 1, 1]), TypeError, "list", "a tensor of integers (4,)"),
+    "steps for each and an early stop": (
+        steps_each(torch.ones(4, dtype=torch.long), early_stop=True),
+        ValueError,
+        "early_stop=True",
+        "use early_stop=False",
+    ),
+    "steps for each and a graph": (
+        steps_each(torch.ones(4, dtype=torch.long), compile=True),
+        ValueError,
+        "compile=True",
+        "use compile=False",
+    ),
+    "a budget of most 0": (
+        lambda: steps_near_boundary(torch.ones(3), 0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
     # Eq. 3 and 4
     "gain of a label of -100": (
         lambda: information_gain(torch.zeros(2, 3), torch.tensor([0, -100])),
@@ -479,6 +568,67 @@ TABLE = {
             ),
         }.items()
     },
+    # the memory of perturbations
+    "a memory of nothing": (remember(n=0), ValueError, "0", "at least 1"),
+    "a memory of flat images": (remember(shape=(4, 4)), ValueError, "(4, 4)", "(C, H, W)"),
+    "a memory without channels": (remember(shape=(0, 4, 4)), ValueError, "0", "at least 1"),
+    "a memory of epsilon 0": (remember(epsilon=0), ValueError, "0", "positive number"),
+    "a memory of epsilon NaN": (remember(epsilon=NAN), ValueError, "nan", "positive number"),
+    "a memory of 4 bits": (remember(bits=4), ValueError, "4", "8 or 16"),
+    "to remember image n": (remembered((1, 60)), IndexError, "60", "0..59"),
+    "to remember image -1": (remembered((1, -1)), IndexError, "-1", "0..59"),
+    "to recall image n": (lambda: MEMORY[torch.tensor([60])], IndexError, "60", "0..59"),
+    "to recall by a mask": (
+        lambda: MEMORY[torch.ones(60, dtype=torch.bool)],
+        ValueError,
+        "torch.bool",
+        "(B,) integers",
+    ),
+    "to remember one image twice": (remembered((1, 1)), ValueError, "twice", "one perturbation"),
+    "to remember one perturbation too few": (
+        remembered(perturbations=torch.zeros(1, 1, 4, 4)),
+        ValueError,
+        "(1, 1, 4, 4)",
+        "(2, 1, 4, 4)",
+    ),
+    "to remember a perturbation of NaN": (
+        remembered(perturbations=images(NAN, 2) - 0.5),
+        ValueError,
+        "nan",
+        "at most 0.1",
+    ),
+    "to remember a perturbation beyond epsilon": (
+        remembered(perturbations=images(0.75, 2) - 0.5),
+        ValueError,
+        "0.25",
+        "at most 0.1",
+    ),
+    "a memory's state that lacks something": (
+        memory_state(stored=None),
+        ValueError,
+        "stored",
+        "state_dict()",
+    ),
+    "a memory's state of other data": (memory_state(n=50), ValueError, "50", "this one has 60"),
+    "a memory's state of another epsilon": (
+        memory_state(epsilon=0.2),
+        ValueError,
+        "0.2",
+        "this one has 0.1",
+    ),
+    "a memory's state of floats": (
+        memory_state(stored=torch.zeros(60, 1, 4, 4)),
+        ValueError,
+        "torch.float32",
+        "torch.int8",
+    ),
+    "a memory's state of a half-known image": (
+        memory_state(stored=torch.tensor([0, -128] * 480, dtype=torch.int8).view(60, 1, 4, 4)),
+        ValueError,
+        "0.100787",
+        "at most 0.1",
+    ),
+    "a shift of -1": (lambda: CropAndFlip(-1), ValueError, "-1", "at least 0"),
     # evaluation
     "accuracy of nothing": (
         lambda: accuracy(MODEL, images()[:0], LABELS[:0]),
@@ -701,6 +851,42 @@ TABLE = {
         "4 x 4",
     ),
     "an unknown model": (lambda: build_model("vgg", DIGITS), ValueError, "'vgg'", "cnn, resnet18"),
+    "a width of 0": (
+        lambda: build_model("resnet18", DIGITS, width=0),
+        ValueError,
+        "0",
+        "integer of at least 1",
+    ),
+    "half a width": (
+        lambda: build_model("resnet18", DIGITS, width=16.5),
+        ValueError,
+        "16.5",
+        "integer of at least 1",
+    ),
+    "a width of a cnn": (
+        lambda: build_model("cnn", DIGITS, width=16),
+        ValueError,
+        "'cnn'",
+        "only resnet18",
+    ),
+    "a width of a model of one's own": (
+        lambda: build_model("my_models:small", DIGITS, width=16),
+        ValueError,
+        "16",
+        "only resnet18",
+    ),
+    "a trial with the width of a cnn": (
+        lambda: Trial(model="cnn", width=16),
+        ValueError,
+        "'cnn'",
+        "only resnet18",
+    ),
+    "a trial with a width of 0": (
+        lambda: Trial(model="resnet18", width=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
     # training
     "a sampler that cannot learn": (
         training(sampler=[[1, 2]]),
@@ -732,6 +918,72 @@ TABLE = {
         "(128, 1, 7, 8)",
         "(128, 1, 8, 8)",
     ),
+    "a loss without logits": (
+        lambda: next(training(loss=lambda m, x, a, y: m(a).sum())()),
+        TypeError,
+        "a Tensor",
+        "(loss, adversarial_logits)",
+    ),
+    "a loss of three things": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum(), m(a), y))()),
+        TypeError,
+        "tuple of 3",
+        "(loss, adversarial_logits)",
+    ),
+    "a loss for each example": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum(1), m(a)))()),
+        TypeError,
+        "(128,)",
+        "a scalar",
+    ),
+    "a loss that is a number": (
+        lambda: next(training(loss=lambda m, x, a, y: (0.5, m(a)))()),
+        TypeError,
+        "0.5",
+        "a scalar",
+    ),
+    "a loss that is detached": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum().detach() * 0 + 2, m(a)))()),
+        ValueError,
+        "2",
+        "without detach()",
+    ),
+    "a loss with logits of other images": (
+        lambda: next(training(loss=lambda m, x, a, y: (m(a).sum(), m(a)[:5]))()),
+        ValueError,
+        "(5, 10)",
+        "(B, K)",
+    ),
+    "a trial with an unknown loss": (
+        lambda: Trial(loss="hinge"),
+        ValueError,
+        "'hinge'",
+        "cross-entropy, trades, mart",
+    ),
+    "a trial with a negative beta": (
+        lambda: Trial(loss="trades", beta=-1.0),
+        ValueError,
+        "-1.0",
+        "at least 0",
+    ),
+    "a trial with a beta of NaN": (
+        lambda: Trial(loss="mart", beta=NAN),
+        ValueError,
+        "nan",
+        "finite number",
+    ),
+    "the attack of TRADES in l2": (
+        lambda: Trial(crafting="kl", norm="l2"),
+        ValueError,
+        "'l2'",
+        "'linf'",
+    ),
+    "the attack of TRADES with restarts": (
+        lambda: Trial(crafting="kl", restarts=3),
+        ValueError,
+        "3",
+        "1 restart",
+    ),
     "an optimizer of another model": (
         training(optimizer=torch.optim.SGD(MODEL.parameters(), 0.1)),
         ValueError,
@@ -758,11 +1010,133 @@ TABLE = {
         "LBFGS",
         "steps without",
     ),
+    "a memory that is none": (training(memory=True), TypeError, "bool", "a PerturbationMemory"),
+    "a memory of other images": (
+        training(memory=MEMORY),
+        ValueError,
+        "(1, 4, 4)",
+        "1437 training images (1, 8, 8)",
+    ),
+    "a memory that is too narrow": (
+        training(memory=PerturbationMemory(1437, (1, 8, 8), 0.05)),
+        ValueError,
+        "0.05",
+        "largest epsilon",
+    ),
+    "a memory for another attack": (
+        training(
+            memory=PerturbationMemory(1437, (1, 8, 8), 0.1),
+            attack=NFGSM(0.1),
+        ),
+        TypeError,
+        "NFGSM",
+        "must be a PGD",
+    ),
+    "a memory and an augmentation that is not undone": (
+        training(memory=PerturbationMemory(1437, (1, 8, 8), 0.1), augment=crop_and_flip),
+        TypeError,
+        "crop_and_flip",
+        "CropAndFlip(padding)",
+    ),
+    "a memory for free training": (
+        lambda: FreeTraining(
+            build_model("cnn", DIGITS),
+            DIGITS,
+            UniformSampler(DIGITS.y_train),
+            PGD(0.1),
+            memory=PerturbationMemory(1437, (1, 8, 8), 0.1),
+        ),
+        ValueError,
+        "memory is given",
+        "Use memory=None",
+    ),
+    "a budget without weights": (
+        training(budget=steps_near_boundary),
+        TypeError,
+        "UniformSampler",
+        "CaseSampler(temperature=1e12",
+    ),
+    "a budget for another attack": (
+        training(
+            budget=steps_near_boundary, sampler=CaseSampler(DIGITS.y_train), attack=NFGSM(0.1)
+        ),
+        TypeError,
+        "NFGSM",
+        "only a PGD",
+    ),
+    "a budget and a graph": (
+        training(budget=steps_near_boundary, sampler=CaseSampler(DIGITS.y_train), compile=True),
+        ValueError,
+        "compile=True",
+        "use compile=False",
+    ),
     "no seed of a training": (training(seed=None), ValueError, "None", "integer of at least 0"),
+    "unknown ranks": (training(ranks="both"), ValueError, "both", "auto, alone"),
     "a negative seed": (training(seed=-1), ValueError, "-1", "integer of at least 0"),
     "negative iterations": (training(iterations=-3), ValueError, "-3", "at least 0"),
     "iterations as a float": (training(iterations=1e3), ValueError, "1000.0", "an integer"),
     "a negative evaluate_every": (training(evaluate_every=-5), ValueError, "-5", "at least 0"),
+    "recalibrated by nothing": (
+        lambda: recalibrated(MODEL, images()[:0]),
+        ValueError,
+        "no images",
+        "judge",
+    ),
+    "recalibrated by a pixel above 1": (
+        lambda: recalibrated(MODEL, images(1.5)),
+        ValueError,
+        "1.5",
+        "[0, 1]",
+    ),
+    "recalibrated in batches of 0": (
+        lambda: recalibrated(MODEL, images(), batch_size=0),
+        ValueError,
+        "0",
+        "at least 1",
+    ),
+    "recalibrated by -1 images": (training(recalibrate=-1), ValueError, "-1", "at least 0"),
+    "an unknown subset": (
+        training(evaluation_subset="last"),
+        ValueError,
+        "'last'",
+        "first, spread",
+    ),
+    "first evaluations without others": (
+        training(evaluate_first=5),
+        ValueError,
+        "5",
+        "an evaluate_every of at least 1",
+    ),
+    "a trial with first evaluations alone": (
+        lambda: Trial(evaluate_first=5, evaluate_every=0),
+        ValueError,
+        "5",
+        "an evaluate_every of at least 1",
+    ),
+    "an audit without a judgement at the end": (
+        lambda: Trial(audit_epsilon=0.3),
+        ValueError,
+        "0.3",
+        "final_restarts of at least 1",
+    ),
+    "an audit at a negative epsilon": (
+        lambda: Trial(audit_epsilon=-0.3, final_restarts=1),
+        ValueError,
+        "-0.3",
+        "at least 0",
+    ),
+    "a trial with an unknown subset": (
+        lambda: Trial(evaluation_subset="random"),
+        ValueError,
+        "'random'",
+        "first, spread",
+    ),
+    "a trial that recalibrates by -5 images": (
+        lambda: Trial(recalibrate=-5),
+        ValueError,
+        "-5",
+        "at least 0",
+    ),
     "an evaluation of nothing": (training(evaluation_size=0), ValueError, "0", "at least 1"),
     "a state of other data": (
         lambda: training()().load_state_dict(
@@ -786,6 +1160,7 @@ def test_bad_input(what, snapshot, global_rng_untouched):
     call, error, seen, allowed = TABLE[what]
     before = (
         snapshot(MODEL),
+        MEMORY.state_dict()["stored"].tolist(),
         {tree: str(s.state_dict()) for tree, s in SAMPLERS.items()},
         {t: s.weights.tolist() for t, s in SAMPLERS.items()},
     )
@@ -798,6 +1173,7 @@ def test_bad_input(what, snapshot, global_rng_untouched):
     assert allowed in message, f"{allowed!r} is not in: {message}"
     after = (
         snapshot(MODEL),
+        MEMORY.state_dict()["stored"].tolist(),
         {tree: str(s.state_dict()) for tree, s in SAMPLERS.items()},
         {t: s.weights.tolist() for t, s in SAMPLERS.items()},
     )

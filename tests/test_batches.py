@@ -1,9 +1,12 @@
 """Batches: what is refused before anything runs, what is done once, what a killed process costs."""
 
+import errno
 import json
 import os
+import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +18,9 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+import torch
 
+from catlib import files
 from catlib.lab.__main__ import main
 from catlib.lab.batch import engine, execute, units
 from catlib.lab.batch.engine import Failure, Pause, Processes, ThisProcess, run_jobs
@@ -47,6 +52,7 @@ class Act:
     name: str
     what: str
     folder: Path
+    cost: float | None = None
 
     @property
     def error_file(self) -> Path:
@@ -145,6 +151,7 @@ REFUSED = [
     (["untagged.ipynb"], "no cell with the tag 'parameters'"),
     (["computed.ipynb"], "not a literal: beta = 2 * alpha"),
     (["broken.ipynb"], "broken.ipynb is not a notebook that can be read"),
+    (["trial", "--out", "broken.ipynb/out"], "broken.ipynb/out (Not a directory); choose another"),
     (["typed.ipynb", "-p", "alpha='x'"], "alpha is 'x', of type str; it must be float"),
     ([], "say what to run"),
 ]
@@ -159,25 +166,43 @@ def test_what_cannot_be_run_is_said_before_anything_is_made(
     notebook(tmp_path / "typed.ipynb", "1", "alpha: float = None")
     (tmp_path / "broken.ipynb").write_text("{")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        engine.Processes, "__init__", lambda *_, **__: pytest.fail("it was started")
-    )
-    assert main(["batch", *arguments, "--out", "out"]) == 2
+    monkeypatch.setattr(engine.Processes, "run", lambda *_: pytest.fail("it was started"))
+    assert main(["batch", "--out", "out", *arguments]) == 2
     said = capsys.readouterr().err
     assert says in said and "Traceback" not in said
+    assert said.count("\n") == 1, "one sentence"
     assert not (tmp_path / "out").exists() and not (tmp_path / "x").exists()
 
 
-def test_a_folder_that_cannot_be_written_and_a_full_disk_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"nothing can be written to .*file/out"):
-        units.check_folder(tmp_path / "file" / "out")
-    monkeypatch.setattr(units, "LEAST_FREE", 2**80)
-    with pytest.raises(ValueError, match="MB free; make room"):
-        units.check_folder(tmp_path / "out")
+COMMANDS = {
+    "run": ["run"],
+    "batch": ["batch", "trial", *QUICK_ARGUMENTS],
+    "study": ["study", "--piece", "audit", "--workers", "2"],
+}
 
 
-@pytest.mark.parametrize("dataset", ["mnits", "../victim"])
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("least", "says"),
+    [("LEAST_FREE", "MB free; make room"), ("LEAST_MEMORY", "runs at a time need at least")],
+)
+def test_a_machine_with_too_little_room_is_told_so_before_anything_starts(
+    tmp_path, monkeypatch, capsys, command, least, says
+):
+    monkeypatch.setattr(units, least, 2**60)
+    monkeypatch.setattr(engine.Processes, "run", lambda *_: pytest.fail("it was started"))
+    option = "--runs" if command == "study" else "--out"
+    assert main([*COMMANDS[command], option, str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def no_network(*_, **__):
+    raise RuntimeError("Error downloading:\nTried one address\nTried another\n")
+
+
+@pytest.mark.parametrize("dataset", ["mnits", "../victim", "mnist"])
 def test_the_course_is_not_begun_on_a_dataset_that_there_is_not(
     tmp_path, monkeypatch, capsys, dataset
 ):
@@ -186,6 +211,8 @@ def test_the_course_is_not_begun_on_a_dataset_that_there_is_not(
     victim.write_text("of somebody else")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("CATLIB_DATA", str(tmp_path / "here"))
+    monkeypatch.setattr("torchvision.datasets.MNIST", no_network)
     assert main(["run", "--dataset", dataset, "--out", str(tmp_path / "runs")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and Path(dataset).name in said and "Traceback" not in said
@@ -221,6 +248,27 @@ def test_after_a_pause_no_other_job_is_begun(tmp_path):
     assert not (tmp_path / "c.begun").exists()
 
 
+def test_the_time_left_is_reckoned_from_what_the_runs_cost(tmp_path):
+    jobs = [Act("a", "", tmp_path, 1.0), Act("b", "", tmp_path, 3.0), Act("c", "", tmp_path)]
+    progress = engine.Progress(jobs, Processes(2))
+    progress.started(jobs[0])
+    assert "left" not in progress.state(), "nobody can know yet"
+    progress.finished(engine.Result(jobs[0], "done", seconds=40))
+    # an unknown cost is the mean of the others, so 3 + 2 of them are left, by two at a time
+    assert progress.seconds_left() == pytest.approx((3 + 2) * 40 / 2)
+    progress.started(jobs[1])
+    assert progress.state() == "0 failed, about 2 min left, 1 running: b"
+    progress.running["b"] -= 1000  # it has run for longer than was thought
+    assert progress.seconds_left() == pytest.approx(2 * 40 / 2)
+
+
+def test_the_longest_runs_of_a_batch_come_first(tmp_path):
+    values = units.values_for("trial", {"iterations": "5,20,10", "seed": "0,1"})
+    chosen = units.units_for("trial", values, tmp_path)
+    found = [(u.trial.iterations, u.trial.seed) for u in units.to_do(chosen, "refuse")]
+    assert found == [(20, 0), (20, 1), (10, 0), (10, 1), (5, 0), (5, 1)]
+
+
 @pytest.mark.slow
 def test_a_killed_process_costs_one_more_attempt_and_a_late_one_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "ATTEMPTS", 2)
@@ -245,18 +293,35 @@ def test_a_killed_process_costs_one_more_attempt_and_a_late_one_is_stopped(tmp_p
 # ------------------------------------------------------------------ batches from end to end
 
 
+STARTED: list[subprocess.Popen] = []
+PATIENCE = 600  # seconds that anything may take on a machine that is busy
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    """End what a test that failed has left running; its workers end with it."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    STARTED.clear()
+
+
 def start(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "catlib.lab", "batch", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def wait_for(condition, process) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -269,41 +334,87 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
+def is_at_work(process: subprocess.Popen) -> bool:
+    """Whether a worker of it has come so far that it has loaded PyTorch."""
+    return any(worker.memory_info().rss > 2**28 for worker in workers_of(process))
+
+
 def finished(out: Path) -> int:
     return sum('"done"' in path.read_text() for path in out.glob("*/run.json"))
 
 
+def wait_until_at_work(process: subprocess.Popen, out: Path, done: int) -> None:
+    wait_for(lambda: finished(out) >= done and is_at_work(process), process)
+
+
+def no_half_files(out: Path) -> bool:
+    """Whether no run has left a temporary file, and each file can be read to its end."""
+    for path in out.glob("*/checkpoint.pt"):
+        torch.load(path, weights_only=True)
+    return not [path for path in out.glob("*/*") if path.name.startswith(".")]
+
+
+def assert_same_runs(out: Path, undisturbed: Path) -> None:
+    """The runs of both folders have the same records and the same weights, bit for bit."""
+    folders = sorted(path.parent for path in undisturbed.glob("*/run.json"))
+    assert folders and {path.name for path in folders} == {p.parent.name for p in runs_in(out)}
+    for whole in folders:
+        disturbed = out / whole.name
+        pd.testing.assert_frame_equal(
+            pd.read_csv(disturbed / "records.csv").drop(columns="seconds"),
+            pd.read_csv(whole / "records.csv").drop(columns="seconds"),
+            check_exact=True,
+        )
+        weights, expected = (
+            torch.load(folder / "checkpoint.pt", weights_only=True)["training"]["model"]
+            for folder in (disturbed, whole)
+        )
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def runs_in(out: Path) -> list[Path]:
+    return list(out.glob("*/run.json"))
+
+
 @pytest.mark.slow
-def test_twelve_trials_are_done_and_counted_once_through_three_kills(tmp_path):
-    """Two workers are killed, then the first process; the same command goes on."""
+def test_a_sweep_is_done_and_counted_once_whoever_is_killed(tmp_path):
+    """Workers are killed at random moments, then the first process; the same command goes on.
+
+    CATLIB_SWEEP is the number of trials: 60 is the sweep of ten killed workers and two killed
+    first processes.
+    """
+    trials = int(os.environ.get("CATLIB_SWEEP", "12"))
+    kills = ["worker"] * (trials // 6) + ["driver"] * max(1, trials // 30)
+    rng = random.Random(trials)
+    rng.shuffle(kills)
+    grid = ["-p", "alpha=0,0.5", "-p", f"seed=0:{trials // 2}", *QUICK_ARGUMENTS]
     out = tmp_path / "out"
-    grid = ["-p", "alpha=0,0.5", "-p", "seed=0:6", *QUICK_ARGUMENTS]
     arguments = ["trial", *grid, "--out", str(out), "--workers", "2"]
     process = start(*arguments)
-    for number in (1, 3):
-        wait_for(lambda number=number: finished(out) >= number and workers_of(process), process)
-        workers_of(process)[0].kill()
-    wait_for(lambda: finished(out) >= 5, process)
-    left = workers_of(process)
-    process.kill()
-    process.communicate()
-    assert psutil.wait_procs(left, timeout=30)[1] == [], "workers end with the first process"
-    assert finished(out) < 12, "it was done before: the test says nothing"
-    process = start(*arguments)
-    printed = process.communicate(timeout=300)[0]
+    for number, victim in enumerate(kills):
+        wait_until_at_work(process, out, done=1 + number * (trials - 3) // len(kills))
+        time.sleep(rng.random() / 2)
+        assert finished(out) < trials, "it was done before: the test says nothing"
+        left = workers_of(process)
+        if victim == "worker":
+            rng.choice(left).kill()
+            continue
+        process.kill()
+        process.communicate()
+        assert psutil.wait_procs(left, timeout=60)[1] == [], "workers end with the first process"
+        process = start(*arguments)
+    printed = process.communicate(timeout=PATIENCE * 6)[0]
     assert process.returncode == 0, printed
     table = pd.read_csv(out / "table.csv")
-    assert len(table) == table.run.nunique() == 12 and set(table.status) == {"done"}
-    assert not list(out.glob("*/.*")), "half-written files"
-    for alpha in (0.0, 0.5):
-        trial = Trial(alpha=alpha, seed=5, **QUICK)
-        whole = pd.read_csv(run(trial, tmp_path / "whole") / "records.csv")
-        disturbed = pd.read_csv(out / trial.id / "records.csv")
-        drop = ["seconds"]
-        pd.testing.assert_frame_equal(
-            disturbed.drop(columns=drop), whole.drop(columns=drop), check_exact=True
-        )
-    assert "0 to do, 12 done" in start(*arguments).communicate(timeout=100)[0]
+    assert len(table) == table.run.nunique() == trials and set(table.status) == {"done"}
+    assert no_half_files(out)
+    again = start(*arguments)
+    assert f"0 to do, {trials} done" in again.communicate(timeout=PATIENCE)[0]
+    whole = tmp_path / "whole"
+    undisturbed = start("trial", *grid, "--out", str(whole), "--workers", "2")
+    printed = undisturbed.communicate(timeout=PATIENCE * 6)[0]
+    assert undisturbed.returncode == 0, printed
+    assert_same_runs(out, whole)
 
 
 @pytest.mark.slow
@@ -315,42 +426,147 @@ def test_a_batch_that_is_told_to_stop_ends_cleanly(tmp_path, sign):
     wait_for(lambda: len(list(out.glob("*/checkpoint.pt"))) == 2, process)
     workers = workers_of(process)
     process.send_signal(sign)
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 130
     assert "The same command goes on" in printed and "Traceback" not in printed
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+# what a notebook does that fails, and what is said of it
+FAILING = {
+    "raise": ("undefined", "NameError: name 'undefined' is not defined"),
+    "die": (
+        "import os; os._exit(1)",
+        "the kernel died, as it does when memory runs out; try fewer",
+    ),
+    "sleep": ("import time; time.sleep(600)", "its limit; give it more time with --cell-timeout"),
+    "fill": (
+        "import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))",
+        "is full: make room there, and the same command goes on",
+    ),
+}
 
 
 @pytest.mark.slow
 def test_notebooks_that_fail_in_every_way_are_listed_and_the_good_one_is_done(tmp_path, capsys):
-    code = (
-        "import os, time\n"
-        "if what == 'raise': undefined\n"
-        "if what == 'die': os._exit(1)\n"
-        "if what == 'sleep': time.sleep(600)\n"
-        "open(output_dir + '/table.csv', 'w').write('answer\\n42\\n')"
-    )
+    code = "".join(f"if what == {what!r}: {code}\n" for what, (code, _) in FAILING.items())
+    code += "open(output_dir + '/table.csv', 'w').write('answer\\n42\\n')"
     path = notebook(tmp_path / "a.ipynb", code, "what = ''\noutput_dir = ''")
     out = tmp_path / "out"
-    command = ["batch", str(path), "-p", "what=good,raise,die,sleep", "--out", str(out)]
+    command = ["batch", str(path), "-p", f"what=good,{','.join(FAILING)}", "--out", str(out)]
     assert main([*command, "--cell-timeout", "5", "--workers", "2"]) == 1
     said = capsys.readouterr()
-    assert said.err.count("failed: a-what=") == 3
-    for words in (
-        "NameError: name 'undefined' is not defined",
-        "line 2 if what == 'raise': undefined",
-        "the kernel died",
-        "a cell took longer than its limit",
-    ):
+    assert said.err.count("failed: a-what=") == len(FAILING)
+    assert "line 1 if what == 'raise': undefined" in said.out
+    for what, (_, words) in FAILING.items():
         assert words in said.out, words
-    failed = {path.parent.name.split("-")[1] for path in out.glob("*/error.txt")}
-    assert failed == {"what=raise", "what=die", "what=sleep"}
-    assert len(list(out.glob("*/a.failed.ipynb"))) == 3
+        [error] = out.glob(f"a-what={what}-*/error.txt")
+        assert words in error.read_text()
+        assert (error.parent / "a.failed.ipynb").exists()
+    assert len(list(out.glob("*/error.txt"))) == len(FAILING)
     table = pd.read_csv(out / "table.csv").set_index("run")
-    assert sorted(table.status) == ["done", "failed", "failed", "failed"]
+    assert sorted(table.status) == ["done"] + ["failed"] * len(FAILING)
     assert table.answer[table.status == "done"].item() == 42
     assert main([*command, "--dry-run"]) == 0
-    assert "3 to do, 1 done" in capsys.readouterr().out
+    assert f"{len(FAILING)} to do, 1 done" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_trial_beyond_its_limit_is_stopped_and_listed(tmp_path, capsys):
+    long = ["-p", "iterations=1000000", "-p", "evaluate_every=5", "-p", "evaluation_size=10"]
+    assert main(["batch", "trial", *long, "--limit", "2", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "stopped at its limit of 2 s; give it more with --limit" in said.out
+    assert said.err.count("failed: digits-cnn-CAT") == 1
+
+
+def in_a_namespace(script: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a shell script that may mount file systems, which nobody else sees.
+
+    Skips the test where that is not allowed.
+    """
+    if not shutil.which("unshare"):
+        pytest.skip("there is no unshare, with which a small disk could be mounted")
+    probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    tried = subprocess.run(probe, capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no small disk can be mounted here: {tried.stderr.strip()}")
+    return subprocess.run(
+        ["unshare", "-rm", "bash", "-ec", script],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_each_run_says_so_and_with_more_room_the_same_command_goes_on(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # as catlib batch, but not refused at once for the little room that there is
+    command = tmp_path / "command.py"
+    command.write_text(
+        "import sys\n"
+        "from catlib.lab.__main__ import main\n"
+        "from catlib.lab.batch import units\n"
+        "if __name__ == '__main__':\n"
+        "    units.LEAST_FREE = 0\n"
+        "    sys.exit(main(['batch', *sys.argv[1:]]))\n"
+    )
+    words = [sys.executable, str(command), "trial", "-p", "seed=0:5", *QUICK_ARGUMENTS]
+    batch = shlex.join([*words, "--workers", "2", "--out", str(disk / "out")])
+    done = in_a_namespace(
+        f"""
+        mount -t tmpfs -o size=900k none {disk}
+        {batch} && exit 9 || test $? = 1
+        cp -r {disk}/out {tmp_path}/full
+        echo == MORE ROOM ==
+        mount -o remount,size=20m {disk}
+        {batch}
+        cp -r {disk}/out {tmp_path}/whole
+        """,
+        disk,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    full = tmp_path / "full"
+    assert "Traceback" not in done.stderr
+    said, later = done.stdout.split("== MORE ROOM ==")
+    finished_then = finished(full)
+    assert 1 <= finished_then < 5
+    assert said.count("is full: make room there") >= 5 - finished_then
+    assert no_half_files(full)
+    assert f"{5 - finished_then} to do, {finished_then} done" in later
+    for seed in range(5):
+        run(Trial(seed=seed, **QUICK), tmp_path / "undisturbed")
+    assert_same_runs(tmp_path / "whole", tmp_path / "undisturbed")
+
+
+def test_a_disk_that_fills_up_under_a_table_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    run(Trial(**QUICK), tmp_path)
+    monkeypatch.setattr(files, "write_whole", full)
+    assert main(["batch", "--table", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        f"catlib batch: the disk of {tmp_path} is full: "
+        "make room there, and the same command goes on\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_no_kernel_outlives_its_batch(tmp_path, sign):
+    code = "import os, time; open(name, 'w').write(str(os.getpid())); time.sleep(600)"
+    path = notebook(tmp_path / "a.ipynb", code, "name = ''")
+    note = tmp_path / "kernel"
+    process = start(str(path), "-p", f"name={note}", "--out", str(tmp_path / "out"))
+    wait_for(lambda: note.exists() and note.read_text(), process)
+    kernel = psutil.Process(int(note.read_text()))
+    process.send_signal(sign)
+    process.communicate(timeout=PATIENCE)
+    assert psutil.wait_procs([kernel], timeout=60)[1] == []
 
 
 @pytest.mark.slow

@@ -505,3 +505,39 @@ def test_notebook_08_prints_the_audit_of_the_page():
             for level, row in paper_table(dataset, metric).iterrows():
                 at, cat = int(row["AT ticks"]), int(row["CAT ticks"])
                 assert f"{dataset} {metric} {level} {at} {cat} {row['AT/CAT']:.2f} " in text
+
+
+def test_arms_are_compared_at_each_size_of_the_training_set():
+    """Dose and response: a comparison a size, with the share of draws that met an image again."""
+    piece = summaries.piece_of("cpu_mnist_dose")
+    rows = []
+    for size, arm, seed, iteration in product((1000, 4000), ("AT", "CAT"), range(3), (10, 20)):
+        harder = 0.1 if arm == "CAT" else 0.0
+        rows.append(
+            {
+                "arm": arm,
+                "seed": seed,
+                "train_size": size,
+                "iteration": iteration,
+                "passes": 512 * iteration,
+                "seconds": 1.0 * iteration,
+                "coverage": 0.5,
+                "accuracy": 0.9,
+                "robust_accuracy": 0.7 + seed / 100,
+                "batch_accuracy": 0.5,
+                "drawn_accuracy": 0.6 - harder,
+                "met_again": 1000 / size / 2,
+            }
+        )
+    tables = {piece.table: pd.DataFrame(rows)}
+    found = list(summaries.comparisons(tables))
+    # balance only is planned, and not in this table
+    assert [(one.train_size, one.baseline, one.arm) for one in found] == [
+        (1000, "AT", "CAT"),
+        (4000, "AT", "CAT"),
+    ]
+    table = summaries.final(tables)
+    assert table.drawn_difference.tolist() == pytest.approx([-0.1, -0.1])
+    assert table.met_again.tolist() == pytest.approx([0.5, 0.125])
+    assert table.sampling_number.isna().all()
+    assert set(summaries.summary(tables).train_size) == {1000, 4000}

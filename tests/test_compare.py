@@ -343,3 +343,35 @@ def test_measured_reads_the_studys_tables(tmp_path):
         {"arm": "rank", "seed": 0, "method": "CAT", "iteration": 5}
     ] and table.attrs["about"].startswith("about: a #")
     assert compare.measured("cpu_y", tmp_path) is None
+
+
+def test_the_manipulation_check_is_a_mean_over_all_batches():
+    """Rows speak for the iterations since the row before: 1, 1 and 8 of them here."""
+    rows = pd.DataFrame(
+        {
+            "arm": ["CAT"] * 3 + ["AT"] * 3,
+            "seed": 0,
+            "iteration": [1, 2, 10] * 2,
+            "drawn_accuracy": [0.0, 0.5, 0.25, 1.0, 0.5, 0.75],
+        }
+    )
+    drawn = compare.drawn_accuracy(rows.sample(frac=1, random_state=0))
+    assert drawn["CAT", 0] == pytest.approx((0.0 + 0.5 + 8 * 0.25) / 10)
+    assert drawn["AT", 0] == pytest.approx((1.0 + 0.5 + 8 * 0.75) / 10)
+
+
+def audited(**columns):
+    """Records of a reading whose two evaluations have 90 % within the printed iterations."""
+    rows = {"arm": "AT, a reading", "seed": [0, 0, 1, 1], "iteration": [40, 80, 40, 80]}
+    rows |= {"accuracy": 0.95, "robust_accuracy": 0.92, "batch_accuracy": 0.9}
+    return pd.DataFrame(rows | columns)
+
+
+def test_the_audit_says_what_the_attack_does_where_it_was_measured():
+    assert "moved" not in compare.audit(audited(), "mnist")
+    nan = math.nan
+    table = audited(final_moved=[nan, 0.002, nan, 0.004], final_full_strength=[nan, 0.0, nan, 0.1])
+    rows = compare.audit(table, "mnist")
+    assert rows.moved.tolist() == pytest.approx([0.003] * len(rows))
+    assert rows.full_strength.tolist() == pytest.approx([0.05] * len(rows))
+    assert rows["reached on test"].iloc[-1]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import catlib
-from catlib import Data, crop_and_flip, load_data
-from catlib.data import KEYS, data_root
+from catlib import CropAndFlip, Data, crop_and_flip, load_data
+from catlib.data import KEYS, data_root, subset
 
 
 def arrays(colour=True, n=30):
@@ -600,6 +600,43 @@ def test_crop_and_flip_equals_a_loop(n, channels, height, width, padding, seed):
         assert torch.equal(ours[i], crop.flip(2) if mirror[i] else crop)
 
 
+@given(
+    n=st.integers(0, 5),
+    channels=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    padding=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
+def test_moves_go_back(n, channels, height, width, padding, seed):
+    """Pixels that stayed in the frame return exactly, others are 0; by a loop over the images."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(n, channels, height, width, generator=generator) + 1  # no pixel is 0
+    moves = CropAndFlip(padding).draw(images, generator)
+    back = moves.inverse()(moves(images))
+    for i in range(n):
+        down = int(moves.down[i]) - padding
+        right = int(moves.right[i]) - padding
+        expected = torch.zeros(channels, height, width)
+        rows = slice(max(down, 0), max(height + min(down, 0), 0))
+        columns = slice(max(right, 0), max(width + min(right, 0), 0))
+        expected[:, rows, columns] = images[i][:, rows, columns]
+        assert torch.equal(back[i], expected)
+    assert torch.equal(moves(back), moves(images) * moves(torch.ones_like(images)))
+    twice = moves.inverse().inverse()
+    assert torch.equal(twice(images), moves(images))
+
+
+def test_crop_and_flip_as_a_value_is_the_function():
+    """Same random numbers, same images, same order in memory, which rounding depends on."""
+    images = torch.rand(20, 3, 8, 8)
+    function = crop_and_flip(images, torch.Generator().manual_seed(3), 2)
+    augment = CropAndFlip(2)
+    moves = augment.draw(images, torch.Generator().manual_seed(3))
+    for ours in (augment(images, torch.Generator().manual_seed(3)), moves(images)):
+        assert torch.equal(ours, function) and ours.stride() == function.stride()
+
+
 def test_crop_and_flip_uses_every_shift():
     image = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)).expand(3000, 1, 6, 6)
     different = {
@@ -614,3 +651,45 @@ def test_crop_and_flip_leaves_its_input_and_the_global_state(global_rng_untouche
     before = images.clone()
     assert crop_and_flip(images, torch.Generator(device).manual_seed(0)).device == images.device
     assert torch.equal(images, before)
+
+
+# a subset that stands for all
+
+
+def test_the_first_images_are_a_slice():
+    labels = torch.arange(60) % 3
+    assert subset(labels, 7) == slice(7)
+    assert subset(labels, None, "spread") == slice(None)
+    assert torch.equal(labels[subset(labels, 100, "spread")], labels)
+
+
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=2, max_size=6).filter(sum),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_a_spread_subset_is_even_over_classes_and_over_each_class(counts, share, seed):
+    """No example twice, and in any stretch of a class its share of the subset, to one example."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    n = len(labels)
+    count = max(1, int(share * (n - 1)))
+    chosen = torch.arange(n)[subset(labels, count, "spread")]
+    assert len(chosen) == min(count, n) == len(chosen.unique())
+    assert torch.equal(chosen, chosen.sort().values)
+    taken = torch.zeros(n)
+    taken[chosen] = 1
+    for label in range(len(counts)):
+        of_class = taken[labels == label]
+        for end in range(len(of_class) + 1):
+            # up to here, within one example of its share
+            assert abs(of_class[:end].sum().item() - end * count / n) <= 1 + 1e-4
+
+
+def test_a_spread_subset_follows_images_that_get_harder(real_data):
+    """The mean place of the subset's images is that of all, not that of the first ones."""
+    chosen = subset(real_data.y_test, 500, "spread")
+    n = len(real_data.y_test)
+    assert abs(chosen.double().mean().item() / n - 0.5) < 0.01
+    classes = real_data.y_test[chosen].bincount().double() / 500
+    assert (classes - real_data.y_test.bincount() / n).abs().max() <= 1 / 500 + 1e-9

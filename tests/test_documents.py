@@ -1,6 +1,9 @@
 """What the documents show: their examples run as they stand, and their tables are true."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,28 @@ def test_the_examples_of_your_own_data_and_model_run(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     model = catlib.build_model("models_of_own:small", names["data"])
     assert model(names["data"].test()[0]).shape == (50, 3)
+
+
+@pytest.mark.slow
+def test_the_example_of_several_ranks_trains_and_goes_on(tmp_path, digits):
+    (tmp_path / "train.py").write_text(code_of("docs/ranks.md"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    printed = subprocess.run(
+        [*torchrun, "2", "train.py"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert [line.split()[:2] for line in printed.splitlines()] == [["20", "15360"], ["40", "30720"]]
+    model = catlib.build_model("cnn", digits, seed=3)
+    sampler = catlib.CaseSampler(digits.y_train, sampling_number=128)
+    attack = catlib.PGD(0.1, steps=5)
+    training = catlib.Training(model, digits, sampler, attack, device="cpu")
+    training.load_state_dict(torch.load(tmp_path / "training.pt", weights_only=True))
+    assert next(training).iteration == 41
 
 
 @pytest.mark.parametrize("document", ["README.md", *sorted(DOCUMENTS)])

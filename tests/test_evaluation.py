@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catlib import PGD, accuracy, check_model, robust_accuracy
+from catlib import PGD, accuracy, check_model, information_gain, recalibrated, robust_accuracy
 
 
 def verdicts_by_loop(model, images, labels, epsilon, step_size, steps, restarts, seed):
@@ -303,6 +303,18 @@ def test_two_threads_may_judge_one_model(conv_net, snapshot):
 # check_model
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_takes_labels_of_any_integer_type(classifier, digits, dtype):
+    images, labels = digits.test(torch.arange(50))
+    few = labels.to(dtype)
+    attack = PGD(0.1, steps=2)
+    assert accuracy(classifier, images, few) == accuracy(classifier, images, labels)
+    expected = robust_accuracy(classifier, images, labels, attack)
+    assert robust_accuracy(classifier, images, few, attack) == expected
+    logits = classifier(images)
+    assert torch.equal(information_gain(logits, few), information_gain(logits, labels))
+
+
 class Softmax(nn.Module):
     def __init__(self, model):
         super().__init__()
@@ -388,3 +400,85 @@ def test_finds_nothing_in_new_models(conv_net, digits):
     """A model that knows nothing yet is no defect."""
     assert check_model(conv_net().eval(), digits.test(slice(50))[0]) == []
     assert math.isfinite(accuracy(conv_net(), *digits.test()))
+
+
+# batch norm, recalibrated
+
+
+def some_images(n, seed=0, channels=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, channels, 6, 6, dtype=torch.float64, generator=generator) ** 2
+
+
+def first_layer_norm():
+    """A model whose batch norm sees the images themselves, so that its statistics are theirs."""
+    norm = nn.BatchNorm2d(3)
+    nn.init.normal_(norm.running_mean)
+    return nn.Sequential(norm, nn.Flatten(), nn.Linear(3 * 36, 4)).double().train()
+
+
+def test_recalibrated_statistics_are_the_mean_and_the_variance_of_the_images():
+    images = some_images(40)
+    norm = recalibrated(first_layer_norm(), images)[0]
+    torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, images.var((0, 2, 3)))
+    assert norm.momentum == 0.1 and not norm.training
+
+
+def test_over_several_batches_they_are_means_over_batches():
+    images = some_images(30)
+    norm = recalibrated(first_layer_norm(), images, batch_size=12)[0]  # three batches of ten
+    variances = torch.stack([batch.var((0, 2, 3)) for batch in images.split(10)])
+    torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, variances.mean(0))
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.9])
+def test_recalibration_equals_that_of_torch_s_weight_averaging(conv_net, momentum):
+    """torch.optim.swa_utils.update_bn, which changes the model that it is given; deep layers too.
+
+    What the running statistics were before, and how fast they move in training, does not matter.
+    """
+    images = some_images(36, channels=1)
+    model = conv_net().double()
+    model.norm.momentum = momentum
+    ours = recalibrated(model, images, batch_size=12)
+    theirs = copy.deepcopy(model)
+    with torch.random.fork_rng():
+        torch.optim.swa_utils.update_bn(images.split(12), theirs)
+    for name in ("norm", "frozen_norm"):
+        a, b = getattr(ours, name), getattr(theirs, name)
+        torch.testing.assert_close(a.running_mean, b.running_mean)
+        torch.testing.assert_close(a.running_var, b.running_var)
+    assert ours.norm.momentum == momentum
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_recalibration_leaves_the_model_as_it_was_bit_for_bit(
+    conv_net, snapshot, training, global_rng_untouched
+):
+    model = conv_net().train(training)
+    before = snapshot(model)
+    judged = recalibrated(model, torch.rand(20, 1, 8, 8, generator=torch.Generator()))
+    assert snapshot(model) == before
+    assert not any(module.training for module in judged.modules())
+    assert not torch.equal(judged.norm.running_mean, model.norm.running_mean)
+    for a, b in zip(judged.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+
+
+def test_a_model_without_batch_norm_is_only_copied(classifier, digits, same):
+    images, labels = digits.test(slice(50))
+    judged = recalibrated(classifier, images)
+    assert same(judged.state_dict(), classifier.state_dict())
+    assert accuracy(judged, images, labels) == accuracy(classifier, images, labels)
+
+
+def test_recalibration_answers_as_in_training_where_eval_mode_lags():
+    """A batch norm that has seen one batch is far from it in eval mode, and close afterwards."""
+    images = some_images(200)
+    model = first_layer_norm()
+    in_training = model(images).detach()
+    lagging = (copy.deepcopy(model).eval()(images) - in_training).abs().max()
+    after = (recalibrated(model, images)(images) - in_training).abs().max()
+    assert after < lagging / 100

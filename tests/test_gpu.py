@@ -227,7 +227,7 @@ def test_an_image_survives_by_verdicts_in_float32_alone(digits, classifier):
     attack = catlib.PGD(0.2, steps=1, rule="sign")
     stand = survivors(attack, liar, images, labels, generator=seeded())
     # the lie takes the gradient away, so the last iterate is the random start
-    start = attack._start(images, seeded())
+    start = attack._start(images, None, seeded())
     assert torch.equal(stand, right & (classifier(start).argmax(1) == labels))
     assert stand.sum() < right.sum()
 

@@ -1,14 +1,20 @@
 """The compiled and hand-made parts of the attack against what torch does by itself."""
 
 import copy
+import dataclasses
+import itertools
+import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.torch_version import TorchVersion
 
 import catlib
+from catlib.kernels import step
 from catlib.kernels.convolution import fast_first_layers
+from catlib.lab.runs import Trial, build_training, records_of
 
 
 def input_gradient(layer, images, slope):
@@ -172,3 +178,125 @@ def test_compiled_training_is_the_same_training(precision):
         losses[False], rel=1e-2 if precision == "bfloat16" else 1e-4
     )
     assert passes[True] == passes[False]
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """A function: how many graphs torch has compiled in this test. It runs each uncompiled."""
+    from torch._dynamo.utils import counters
+
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda function, *, dynamic, mode: compile(function, dynamic=dynamic, backend="eager"),
+    )
+    torch.compiler.reset()
+    before = counters["stats"]["unique_graphs"]
+    yield lambda: counters["stats"]["unique_graphs"] - before
+    torch.compiler.reset()
+
+
+def linear_model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 3))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("rule", ["sign", "gradient"])
+def test_a_shape_needs_one_graph_whatever_the_epsilon(graphs, norm, rule):
+    """12 pairs of shape and epsilon, and a second model: as many graphs as there are shapes."""
+    shapes = (2, 3, 4)
+    for count in shapes:
+        images, labels = torch.rand(count, 1, 3, 3), torch.arange(count) % 3
+        for number, epsilon in enumerate((0.1, 0.11, 0.3, 1)):
+            plain = catlib.PGD(epsilon, steps=3, norm=norm, rule=rule)
+            attack = dataclasses.replace(plain, compile=True)
+            model = linear_model(seed=number)
+            starts = [torch.Generator().manual_seed(0) for _ in range(2)]
+            torch.testing.assert_close(
+                attack(model, images, labels, generator=starts[0]),
+                plain(model, images, labels, generator=starts[1]),
+            )
+    assert graphs() == len(shapes)
+
+
+@pytest.mark.slow
+def test_more_shapes_than_torch_compiles_by_itself(graphs):
+    attack = catlib.PGD(0.1, steps=1, compile=True)
+    model = linear_model()
+    for count in range(1, 11):
+        attack(model, torch.rand(count, 1, 3, 3), torch.zeros(count, dtype=torch.long))
+    assert graphs() == 10 > torch._dynamo.config.recompile_limit
+
+
+def test_a_growing_epsilon_compiles_nothing_anew(graphs):
+    trial = Trial(
+        iterations=6,
+        epsilon_warm_up=6,
+        steps=1,
+        sampling_number=16,
+        evaluate_every=0,
+        device="cpu",
+        compile=True,
+    )
+    training = build_training(trial)
+    records = records_of(trial, training)
+    next(records)
+    after_the_first = graphs()
+    assert after_the_first == 2  # a step of the attack, and the model in the update
+    assert len(list(records)) == 5
+    assert training.attack.epsilon == trial.epsilon
+    assert graphs() == after_the_first
+
+
+def test_a_function_is_never_silently_run_uncompiled(graphs, monkeypatch):
+    """Torch's own answer to too many graphs is a warning, and uncompiled code from then on."""
+    monkeypatch.setattr(step, "MOST_GRAPHS", 2)
+    attack = catlib.PGD(0.1, steps=1, compile=True)
+    network = step.compiled(linear_model(), torch.device("cpu"))
+    images, labels = torch.rand(4, 1, 3, 3), torch.zeros(4, dtype=torch.long)
+    for count in (1, 2):
+        attack(linear_model(), images[:count], labels[:count])
+        network(images[:count])
+    with pytest.raises(RuntimeError, match="2 graphs of one function"):
+        attack(linear_model(), images[:3], labels[:3])
+    with pytest.raises(RuntimeError, match="2 graphs of one function"):
+        network(images[:3])
+    attack(linear_model(), images[:1], labels[:1])  # what is compiled stays
+    assert torch._dynamo.config.recompile_limit > 2, "the setting of the process stays as it was"
+
+
+def test_graphs_are_forgotten_before_torch_captures_no_more(monkeypatch):
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+    monkeypatch.setattr(step, "_compiled_runs", itertools.count(1))
+    for _ in range(2 * step.RUNS_BETWEEN_RESETS):
+        step.begin_compiled_run()
+    assert len(resets) == 2
+
+
+@pytest.mark.parametrize(
+    "version, in_a_thread, mode",
+    [
+        ("2.11.0", False, "reduce-overhead"),
+        ("2.11.0+cu130", True, None),
+        ("2.14.1", True, "reduce-overhead"),
+    ],
+)
+def test_cuda_graphs_are_captured_where_torch_can(monkeypatch, version, in_a_thread, mode):
+    """torch 2.11 fails an assertion in a thread of Python's, such as that of the live controls."""
+    modes = []
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: modes.append(options["mode"]))
+
+    def compile():
+        step.compiled(len, torch.device("cuda"))
+
+    if in_a_thread:
+        thread = threading.Thread(target=compile)
+        thread.start()
+        thread.join()
+    else:
+        compile()
+    assert modes == [mode]

@@ -18,14 +18,14 @@ PACKAGE = Path(catlib.__file__).parent
 LAB = PACKAGE / "lab"
 # The lowest first. A name is a module or a folder of modules; one that stands in no row fails.
 FLOORS = [
-    {"attacks", "gain", "interrupts", "kernels", "modes", "samplers"},
-    {"data", "files", "guards", "models", "own", "survivors"},
-    {"training", "evaluation"},
+    {"attacks", "gain", "interrupts", "kernels", "modes", "readings", "samplers"},
+    {"data", "files", "guards", "memory", "models", "own", "ranks", "survivors"},
+    {"training", "evaluation", "collapse"},
     {"lab"},
 ]
 LAB_FLOORS = [
     {"__init__", "course", "paths", "markdown", "paper", "sources"},
-    {"runs", "baselines"},
+    {"runs", "baselines", "losses"},
     {"batch", "compare", "explorer", "figures", "judge", "similarity", "site"},
     {"diagrams"},
     {"study", "gpu", "background", "panel", "explore", "exercises", "editions", "environment"},

@@ -89,3 +89,66 @@ def test_models_take_float64():
         build_model("cnn", fake(1, 8)).double()(torch.rand(2, 1, 8, 8, dtype=torch.float64)).dtype
         == torch.float64
     )
+
+
+# a slim resnet18
+
+
+def numbers_of(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def test_a_resnet_of_width_64_is_the_usual_one_bit_for_bit(same):
+    data = fake(3, 32)
+    usual = build_model("resnet18", data, seed=3)
+    assert same(build_model("resnet18", data, seed=3, width=64).state_dict(), usual.state_dict())
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_slim_resnet_has_the_same_layers_with_fewer_channels(width):
+    """Every count of channels is that of the published network, times width / 64."""
+    data = fake(3, 32, classes=7)
+    usual = numbers_of(build_model("resnet18", data))
+    slim = numbers_of(build_model("resnet18", data, width=width))
+    assert list(slim) == list(usual)
+    for name, shape in usual.items():
+        inputs_of_the_model = name in ("0.mean", "0.std", "1.conv1.weight")
+        expected = []
+        for place, size in enumerate(shape):
+            fixed = size <= 7 or (inputs_of_the_model and place == 1)
+            expected.append(size if fixed else size * width // 64)
+        assert slim[name] == tuple(expected), name
+
+
+def test_a_slim_resnet_begins_as_torchvision_s_does():
+    """Kaiming's normal weights by fan out, batch norms of ones and zeros, for every width."""
+    model = build_model("resnet18", fake(3, 32), width=32, seed=1)[1]
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and name != "conv1":
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            expected = (2 / fan_out) ** 0.5
+            count = module.weight.numel()
+            # the standard deviation of n normal numbers errs by 1 / sqrt(2 n), four times that here
+            assert module.weight.std().item() == pytest.approx(expected, rel=4 / (2 * count) ** 0.5)
+            assert abs(module.weight.mean().item()) < 4 * expected / count**0.5
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert (module.weight == 1).all() and (module.bias == 0).all()
+
+
+def test_the_seed_decides_the_weights_of_a_slim_resnet(same, global_rng_untouched):
+    data = fake(3, 32)
+    first, again, other = (
+        build_model("resnet18", data, seed=seed, width=16).state_dict() for seed in (0, 0, 1)
+    )
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_a_slim_resnet_maps_images_to_logits_in_bfloat16_too():
+    model = build_model("resnet18", fake(3, 32, classes=7), width=16).train()
+    images = torch.rand(4, 3, 32, 32, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+    assert logits.shape == (4, 7) and logits.dtype == torch.bfloat16
+    logits.float().sum().backward()
+    assert images.grad.isfinite().all()

@@ -258,22 +258,37 @@ def test_a_live_setting_changes_the_attack_that_the_trial_has():
     assert training.attack == PGD(0.3, steps=4, compile=True)
 
 
-def test_the_sampling_number_waits_for_the_next_start(panel):
+def test_a_live_sampling_number_and_what_it_did_to_the_cost(panel):
+    live = panel(trials(iterations=None))
+    live.start()
+    until(lambda: live.iteration >= 2)
+    live.inputs["sampling_number"].value = 64
+    at = live.iteration
+    until(lambda: min(len(records) for records in live.records.values()) > at + 2)
+    live.pause()
+    until(lambda: live.state == "paused")
+    assert live.note.value == ""
+    for name, training in live.trainings.items():
+        assert len(training.batch.labels) == 64
+        examples = [record.examples for record in live.records[name]]
+        assert examples[0] == 32 and examples[-1] - examples[-2] == 64
+    marks = [text.get_text() for text in live.figure().axes[0].texts]
+    assert marks == [" sampling number 64\n 2 × the passes\n"]
+
+
+def test_the_data_wait_for_the_next_start(panel):
     live = panel(trials(iterations=None))
     live.start()
     until(lambda: live.iteration)
-    live.inputs["sampling_number"].value = 64
-    assert "next Start" in live.note.value and "sampling number" in live.note.value
-    at = live.iteration
-    until(lambda: live.iteration > at)
-    assert len(live.trainings["CAT"].batch.labels) == 32
-    live.stop()
-    live.start()  # waits for the old thread
-    until(lambda: live.iteration)
-    assert {
-        len(training.batch.labels) for training in live.trainings.values() if training.batch
-    } == {64}
-    assert live.note.value == ""
+    live.set(dataset="mnist")
+    live._tell()
+    assert "next Start" in live.note.value and "data" in live.note.value
+
+
+def test_the_sampling_numbers_on_offer_fit_the_data(panel):
+    live = panel(Trial(**QUICK | {"train_size": 100}))
+    live.widgets()
+    assert live.inputs["sampling_number"].options == (16, 32, 64)
 
 
 def test_what_the_trials_compare_moves_the_last_one_only(panel):
@@ -379,7 +394,7 @@ def test_unknown_controls_are_refused():
 
 def test_an_epsilon_that_grows_is_no_live_control():
     panel = TrainingPanel(Trial(epsilon_warm_up=5, iterations=8, **QUICK))
-    assert panel.live == ("alpha",)
+    assert panel.live == ("alpha", "sampling_number")
     panel.run()
     assert panel.trainings["CAT"].attack.epsilon == 0.1
 

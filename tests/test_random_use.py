@@ -25,7 +25,17 @@ from hypothesis.stateful import (
 )
 from torch import nn
 
-from catlib import PGD, CaseSampler, Training, UniformSampler, crop_and_flip, load_data
+from catlib import (
+    PGD,
+    CaseSampler,
+    CropAndFlip,
+    PerturbationMemory,
+    Training,
+    UniformSampler,
+    crop_and_flip,
+    load_data,
+)
+from catlib.data import Moves
 from catlib.lab.baselines import NFGSM, FreeTraining
 
 EXAMPLES = os.environ.get("CATLIB_RANDOM_USES")  # how many to draw; 20000 takes an hour or two
@@ -115,7 +125,36 @@ def data():
     return replace(digits, x_train=digits.x_train[:120], y_train=digits.y_train[:120])
 
 
-KINDS = ("AT", "CAT, sort", "CAT, tree", "CAT, augmented, scheduled", "CAT, N-FGSM", "free")
+KINDS = (
+    "AT",
+    "CAT, sort",
+    "CAT, tree",
+    "CAT, augmented, scheduled",
+    "CAT, N-FGSM",
+    "free",
+    "AT, remembered",
+    "CAT, remembered and moved",
+)
+
+
+class Visiting(CropAndFlip):
+    """An augmentation that can be undone; every draw of moves visits the accidents."""
+
+    def __init__(self, accidents: Accidents):
+        super().__init__(1)
+        object.__setattr__(self, "accidents", accidents)
+
+    def draw(self, images, generator):
+        moves = super().draw(images, generator)
+        factor = self.accidents.visit("augment", 1.0)
+        return moves if factor == 1 else Spoiling(**vars(moves))
+
+
+class Spoiling(Moves):
+    """Moves that leave no number."""
+
+    def __call__(self, images):
+        return super().__call__(images) * float("nan")
 
 
 def build(kind: str, accidents: Accidents) -> Training:
@@ -136,6 +175,11 @@ def build(kind: str, accidents: Accidents) -> Training:
     if "scheduled" in kind:
         optimizer = torch.optim.Adam(model.parameters(), 0.01)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, ITERATIONS)
+    memory = None
+    if "remembered" in kind:
+        memory = PerturbationMemory(120, (1, 8, 8), 0.1)
+    if "moved" in kind:
+        augment = Visiting(accidents)
     attack = PGD(0.1, steps=2)
     if kind == "CAT, N-FGSM":
         rival = NFGSM(0.1)
@@ -169,6 +213,7 @@ def build(kind: str, accidents: Accidents) -> Training:
         evaluation_size=20,
         evaluation_attack=judge,
         augment=augment,
+        memory=memory,
         seed=3,
         device="cpu",
     )

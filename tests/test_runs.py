@@ -117,6 +117,25 @@ def test_an_id_is_stable_and_tells_settings_apart():
     assert again.stdout.strip() == Trial(dataset="mnist", epsilon=0.3, temperature=2.0).id
 
 
+def test_a_slim_resnet_is_named_in_the_run_and_in_its_settings(tmp_path):
+    slim = Trial(
+        model="resnet18",
+        width=4,
+        iterations=1,
+        sampling_number=10,
+        steps=1,
+        evaluate_every=0,
+        device="cpu",
+    )
+    assert slim.id.startswith("digits-resnet18-w4-CAT-k10-s0-")
+    assert replace(slim, width=None).id.startswith("digits-resnet18-CAT-k10-s0-")
+    info = runs.read_run(run(slim, tmp_path))
+    assert info["trial"]["width"] == 4
+    assert Trial(**info["trial"]) == slim
+    weights = torch.load(tmp_path / slim.id / "checkpoint.pt", weights_only=True)
+    assert weights["training"]["model"]["1.conv1.weight"].shape == (4, 1, 3, 3)
+
+
 @pytest.mark.parametrize(
     "name, value",
     [("method", "TRADES"), ("weighting", "loud"), ("optimizer", "lion"), ("schedule", "no")],
@@ -281,7 +300,7 @@ def test_every_stretch_of_a_run_is_recorded(tmp_path):
 def test_a_second_process_waits_or_says_who_works_there(tmp_path, attempt):
     """The other process is real; it holds the lock until it ends, however it ends."""
     trial = Trial(**SMALL)
-    with runs._only_one_process(tmp_path / trial.id, wait=0):
+    with runs.only_one_process(tmp_path / trial.id, wait=0):
         with pytest.raises(TimeoutError) as caught:
             run(trial, tmp_path, wait=0)
         said = str(caught.value)
@@ -451,6 +470,12 @@ def test_numbers_of_numpy_are_numbers():
         ({"evaluation_rule": "mean"}, "evaluation_rule is 'mean'; it must be one of sign"),
         ({"norm": "l1"}, "norm is 'l1'"),
         ({"crafting": "free", "steps": 0}, "steps is 0; with crafting 'free'"),
+        ({"memory_bits": 4}, "memory_bits is 4; it must be 0, 8 or 16"),
+        ({"memory_bits": 8, "crafting": "n-fgsm"}, "crafting 'n-fgsm'; only 'pgd'"),
+        ({"budget": "rank"}, "budget is 'rank'; it must be one of equal, boundary"),
+        ({"budget": "boundary", "method": "AT"}, "method 'AT', which has no weights"),
+        ({"budget": "boundary", "crafting": "n-fgsm"}, "only crafting 'pgd' can follow it"),
+        ({"budget": "boundary", "steps": 0}, "steps is 0; with budget 'boundary'"),
         ({"schedule": "cyclic", "iterations": None}, "iterations is None; a cyclic schedule"),
     ],
 )
@@ -539,7 +564,15 @@ class Killed(BaseException):
 
 
 CHANGING = replace(
-    TINY, warm_up=5, epsilon_warm_up=7, schedule="cyclic", optimizer="adam", augment=True
+    TINY,
+    warm_up=5,
+    epsilon_warm_up=7,
+    schedule="cyclic",
+    optimizer="adam",
+    augment=True,
+    memory_bits=8,
+    budget="boundary",
+    weighting="rank",
 )
 
 

@@ -577,6 +577,19 @@ def test_log_weight_is_honoured_when_set_later_or_refused():
     large.log_weight = None
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_sampling_number_may_be_set_at_any_time(name):
+    sampler = SAMPLERS[name](torch.arange(100) % 7, 1)
+    for number in (1, sampler.n, 7):
+        sampler.sampling_number = number
+        batch = sampler.draw()
+        assert len(batch) == number == len(batch.unique())
+        assert len(list(sampler)) == sampler.n // number
+    with pytest.raises(ValueError, match=f"sampling_number is 0; it must .* 1..{sampler.n}"):
+        sampler.sampling_number = 0
+    assert sampler.sampling_number == 7
+
+
 def test_log_weight_does_not_reach_the_weights():
     sampler = CaseSampler(torch.zeros(6, dtype=torch.long), 2, log_weight=lambda w: w.mul_(3))
     sampler.draw()

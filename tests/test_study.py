@@ -1,5 +1,6 @@
 """The study: its configuration is consistent, what is killed goes on, tables name their origin."""
 
+import functools
 import json
 import os
 import signal
@@ -14,9 +15,12 @@ import torch
 
 from catlib import PGD, UniformSampler, build_model, load_data
 from catlib.data import data_root
+from catlib.lab import site
 from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
-from catlib.lab.runs import Trial, build_training, is_done, records_of, run
-from catlib.lab.study import plan, tables, work
+from catlib.lab.batch import units as batch_units
+from catlib.lab.batch.engine import Failure, Pause
+from catlib.lab.runs import Trial, build_training, is_done, movement, records_of, run
+from catlib.lab.study import cost, plan, tables, units, work
 
 TIMES = ["seconds"]
 
@@ -38,6 +42,18 @@ def piece(name, profile="smoke"):
     return next(piece for piece in plan.pieces_of(profile) if piece.name == name)
 
 
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    """A function: the study of some pieces, their runs in ``runs`` and their tables beside it."""
+
+    def run_study(*pieces, **options):
+        monkeypatch.setattr(work, "pieces_of", lambda *_: list(pieces))
+        places = {"runs": tmp_path / "runs", "results": tmp_path}
+        return work.study("smoke", **(places | options))
+
+    return run_study
+
+
 @pytest.mark.parametrize("scale", ["full", "tiny"])
 @pytest.mark.parametrize("profile", plan.profiles())
 def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
@@ -57,6 +73,13 @@ def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
             assert len({trial.id for _, trial in one.trials}) == len(one.trials), (
                 "two arms would share a run"
             )
+    kept = {t.id for one in pieces if one.options.get("keep_best") for _, t in one.trials}
+    others = {t.id for one in pieces if not one.options.get("keep_best") for _, t in one.trials}
+    assert not kept & others, "the weights of a shared run would be deleted"
+    by_name = {one.name: one for one in pieces}
+    for one in pieces:
+        if one.kind == "finals" and not by_name[one.options["of"]].options.get("keep_best"):
+            assert list(one.options["models"]) == ["last"], "the best weights are not kept"
 
 
 def test_every_control_has_at_least_five_seeds_on_the_cpu_and_three_on_a_gpu():
@@ -126,9 +149,9 @@ def test_new_settings_keep_the_ids_of_old_runs():
     assert Trial(train_size=100).id != Trial().id
 
 
-def test_a_table_holds_each_evaluation_once_and_says_where_it_is_from(tmp_path):
+def test_a_table_holds_each_evaluation_once_and_says_where_it_is_from(tmp_path, study):
     one = quick(piece("tables"))
-    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     path = tmp_path / f"{one.table}.csv"
     table, text = read(path), path.read_text()
     assert not table.duplicated(["arm", "seed", "iteration"]).any()
@@ -147,8 +170,65 @@ def test_a_table_holds_each_evaluation_once_and_says_where_it_is_from(tmp_path):
     ):
         assert word in text
     before = path.read_bytes()
-    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     assert path.read_bytes() == before
+
+
+def test_a_run_that_two_pieces_share_is_made_once_and_stands_in_both_tables(
+    tmp_path, study, capsys
+):
+    one = quick(piece("cheap"))
+    one = replace(one, trials=one.trials[:2])
+    other = replace(one, name="other", trials=one.trials[:1])
+    assert study(one, other)
+    assert "2/2" in capsys.readouterr().out
+    assert len(read(tmp_path / "smoke_cheap.csv")) == 2 * len(read(tmp_path / "smoke_other.csv"))
+
+
+def test_parts_of_a_study_are_together_the_whole(tmp_path, study):
+    one = quick(piece("cheap"))
+    one = replace(one, trials=one.trials[:3])
+    assert study(one, part="1/2")
+    assert len(list((tmp_path / "runs").glob("*/run.json"))) == 2
+    assert study(one, part="2/2")
+    assert len(read(tmp_path / "smoke_cheap.csv")) == 2 * 3
+    with pytest.raises(ValueError, match=r"shard is '3/2'"):
+        study(one, part="3/2")
+
+
+def test_a_run_that_fails_is_listed_and_the_others_and_the_tables_are_there(
+    tmp_path, study, monkeypatch
+):
+    one = quick(piece("audit"))
+    build = units.run
+
+    def fail_once(trial, *arguments, **options):
+        if trial == one.trials[0][1]:
+            raise ValueError("no such thing")
+        return build(trial, *arguments, **options)
+
+    monkeypatch.setattr(units, "run", fail_once)
+    with pytest.raises(Failure, match=r"1 runs failed.*\n.*error.txt"):
+        study(one)
+    [error] = (tmp_path / "runs").glob("*/error.txt")
+    assert error.read_text().startswith("ValueError: no such thing")
+    assert len(read(tmp_path / "smoke_audit.csv")) == 2 * (len(one.trials) - 1)
+    monkeypatch.setattr(units, "run", build)
+    assert study(one)
+    assert not error.exists()
+
+
+def test_what_a_study_lacks_is_said_before_anything_is_made(tmp_path, study):
+    one = quick(piece("audit"))
+    missing = tuple((arm, replace(trial, dataset="mnits")) for arm, trial in one.trials)
+    with pytest.raises(ValueError, match="the dataset 'mnits' cannot be used"):
+        study(replace(one, trials=missing))
+    with pytest.raises(ValueError, match="--workers is for processes on this machine"):
+        study(one, workers=2, scheduler="tcp://127.0.0.1:1")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"nothing can be written to .*with --results"):
+        study(one, results=tmp_path / "file" / "results")
+    assert not list(tmp_path.glob("*/*/run.json"))
 
 
 def test_when_the_time_is_up_the_study_stops_and_then_goes_on(tmp_path, monkeypatch):
@@ -208,7 +288,7 @@ def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
     assert all(is_done(path.parent) for path in (tmp_path / "killed").glob("*/run.json"))
 
 
-def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path):
+def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path, study):
     one = replace(
         piece("tables"),
         trials=(
@@ -224,7 +304,7 @@ def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path):
             ),
         ),
     )
-    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     assert "# diverged: AT, seed 0" in (tmp_path / f"{one.table}.csv").read_text()
     assert is_done(tmp_path / "runs" / one.trials[0][1].id)
 
@@ -234,9 +314,11 @@ def test_an_unknown_piece_is_refused_with_the_ones_there_are(tmp_path):
         work.study("smoke", ["nonsense"], runs=tmp_path, results=tmp_path)
 
 
-def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(tmp_path, capsys):
+def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(
+    tmp_path, capsys, study
+):
     one = quick(piece("audit"))
-    work.train(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     path = tmp_path / f"{one.table}.csv"
     whole = path.read_text()
     first = replace(one, trials=tuple((arm, replace(trial, seed=9)) for arm, trial in one.trials))
@@ -244,111 +326,170 @@ def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(t
     tables.write_table(first, tmp_path / "again", tmp_path)
     assert path.read_text() == whole
     assert "stays as it is" in capsys.readouterr().out
-    work.train(first, tmp_path / "again", tmp_path, float("inf"))
+    assert study(first, runs=tmp_path / "again")
     assert set(read(path).seed) == {9}
 
 
-def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path):
+def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path, study):
     one = quick(piece("similarity"))
-    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     table = read(tmp_path / "smoke_similarity.csv")
     assert set(table.arm) == {"AT", "CAT"}
     assert table["mean"].between(0, 1).all()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")}
-    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     assert stamps == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")
     }
 
 
-def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, monkeypatch):
+def pause(*_, **__):
+    raise Pause
+
+
+def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, monkeypatch, study):
     one = quick(piece("similarity"))
-    monkeypatch.setattr(
-        "catlib.lab.study.work.staleness", lambda *_, **__: (_ for _ in ()).throw(work.Pause)
-    )
-    with pytest.raises(work.Pause):
-        work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "staleness", pause)
+        assert not study(one)
     [measured] = (tmp_path / "runs").glob("*/neighbours.csv")
     stamp = measured.stat().st_mtime_ns
-    monkeypatch.undo()
-    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    assert study(one)
     assert measured.stat().st_mtime_ns == stamp
     assert set(read(tmp_path / "smoke_similarity_staleness.csv").arm) == {"AT", "CAT"}
 
 
-def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(tmp_path, monkeypatch):
+def long_and_finals():
+    """A piece with one long run, and the piece that judges its best and its last model."""
     long = quick(piece("tables"), final_restarts=0)
     long = replace(
         long, name="long", trials=long.trials[:1], options={"keep_best": True, "tiny": True}
     )
-    finals = replace(long, name="finals", kind="finals", options={"of": "long", "tiny": True})
-    monkeypatch.setattr(work, "pieces_of", lambda *_: [long])
-    work.train(long, tmp_path / "runs", tmp_path, float("inf"))
-    monkeypatch.setattr(work, "pieces_of", lambda *_: [long, finals])
-    with pytest.raises(work.Pause):
-        work.finals(finals, tmp_path / "runs", tmp_path, float("-inf"))
-    ticks = iter(
-        [*[float("inf")] * 3, *[float("-inf")] * 99]
-    )  # the time is up after three measurements
-    monkeypatch.setattr(
-        work, "stop_at", lambda _: next(ticks) < 0 and (_ for _ in ()).throw(work.Pause)
+    return long, replace(
+        long, name="finals", kind="finals", trials=(), options={"of": "long", "tiny": True}
     )
-    with pytest.raises(work.Pause):
-        work.finals(finals, tmp_path / "runs", tmp_path, 0)
+
+
+def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(
+    tmp_path, monkeypatch, study, capsys
+):
+    long, finals = long_and_finals()
+    assert study(long, finals, names=["finals"])
+    assert capsys.readouterr().out.count("needs a run that is not done") == 2
+    assert study(long, finals, names=["long"])
+    ticks = iter([False] * 3 + [True] * 99)  # the time is up after three measurements
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "stop_at", lambda _: next(ticks) and pause())
+        assert not study(long, finals)
     [kept] = (tmp_path / "runs").glob("*/finals-best.json")
-    assert len(json.loads(kept.read_text())) == 1 + 3  # the iteration, too
-    monkeypatch.setattr(work, "stop_at", lambda _: None)
-    work.finals(finals, tmp_path / "runs", tmp_path, 0)
+    begun = json.loads(kept.read_text())
+    assert len(begun["measured"]) == 3 and begun["status"] == "running"
+    begun["measured"]["accuracy"] = 0.123  # which would not come out again
+    kept.write_text(json.dumps(begun))
+    assert study(long, finals)
     table = read(tmp_path / "smoke_finals.csv")
     assert list(table.model) == ["best", "last"]
-    parts = json.loads(kept.read_text())
+    assert table.accuracy[0] == 0.123
+    parts = json.loads(kept.read_text())["measured"]
     assert table.autoattack[0] == pytest.approx(
         (parts["autoattack_0"] + parts["autoattack_4"]) / 2, abs=1e-4
     )
-    assert (table["pgd_20_2"] <= table["accuracy"]).all()
+    assert table["pgd_20_2"][1] <= table["accuracy"][1]
+    stamp = kept.stat().st_mtime_ns
+    assert study(long, finals)
+    assert kept.stat().st_mtime_ns == stamp
 
 
-def test_a_run_that_is_judged_at_its_end_keeps_no_weights(tmp_path, monkeypatch):
-    """Paused while it is judged, it goes on there; the table comes from what was measured."""
-    pytest.importorskip("pyautoattack")
-    long = quick(piece("tables"), final_restarts=0)
-    long = replace(long, name="long", trials=long.trials[:1], options={"tiny": True})
+def judged_at_its_end(**settings):
+    """A piece with one run that keeps no weights, and the piece that judges its last model."""
+    long, finals = long_and_finals()
+    [(arm, trial)] = long.trials
     options = {"of": "long", "tiny": True, "models": ["last"]}
-    finals = replace(long, name="finals", kind="finals", options=options)
-    monkeypatch.setattr(work, "pieces_of", lambda *_: [long, finals])
-    genuine = work.stop_at
-    ticks = iter([0, 0, 0, 0, 1])  # the beginning, two evaluations, one measurement; then pause
+    trials = ((arm, replace(trial, **settings)),)
+    return replace(long, trials=trials, options={"tiny": True}), replace(finals, options=options)
 
-    def stop_at(deadline):
-        if next(ticks):
-            raise work.Pause
 
-    monkeypatch.setattr(work, "stop_at", stop_at)
-    with pytest.raises(work.Pause):
-        work.train(long, tmp_path / "runs", tmp_path, float("inf"))
+def test_a_run_that_is_judged_at_its_end_keeps_no_weights(tmp_path, monkeypatch, study):
+    """Paused while it is judged, it goes on there; the table comes from what was measured."""
+    long, finals = judged_at_its_end()
+    # the beginning, two evaluations, one measurement; then the time is up
+    ticks = iter([False] * 4 + [True] * 99)
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "stop_at", lambda _: next(ticks) and pause())
+        assert not study(long, finals)
     folder = tmp_path / "runs" / long.trials[0][1].id
+    record = folder / "finals-last.json"
     assert is_done(folder) and (folder / "checkpoint.pt").exists()
-    assert len(json.loads((folder / "finals-last.json").read_text())) == 1 + 1
-    monkeypatch.setattr(work, "stop_at", genuine)
-    work.train(long, tmp_path / "runs", tmp_path, float("inf"))
+    begun = json.loads(record.read_text())
+    assert len(begun["measured"]) == 1 and begun["status"] == "running"
+    begun["measured"]["accuracy"] = 0.123  # which would not come out again
+    record.write_text(json.dumps(begun))
+    assert study(long, finals, names=["long"])
     assert not (folder / "checkpoint.pt").exists()
-    work.finals(finals, tmp_path / "runs", tmp_path, float("-inf"))
+    stamp = record.stat().st_mtime_ns
+    assert study(long, finals)
+    assert record.stat().st_mtime_ns == stamp
     table = read(tmp_path / "smoke_finals.csv")
     assert list(table.model) == ["last"] and list(table.iteration) == [4]
-    assert {"accuracy", "pgd_20_2", "autoattack"} <= set(table)
+    assert table.accuracy[0] == 0.123 and "pgd_20_2" in table
 
 
-def test_a_part_of_the_runs_may_be_asked_for_by_seed(tmp_path, monkeypatch):
+def test_weights_that_are_gone_unjudged_are_a_failure_and_said(tmp_path, study):
+    long, finals = judged_at_its_end()
+    assert study(long)  # which knows of no finals
+    with pytest.raises(Failure, match="1 runs failed"):
+        study(long, finals)
+    [error] = (tmp_path / "runs").glob("*/error.txt")
+    assert "has no checkpoint.pt" in error.read_text()
+    assert not (tmp_path / "smoke_finals.csv").exists()
+
+
+def test_a_run_that_diverged_has_no_final_model_to_judge(tmp_path, study):
+    long, finals = judged_at_its_end(learning_rate=1e30, iterations=10, schedule="constant")
+    assert study(long, finals)
+    assert "# diverged: AT, seed 0" in (tmp_path / "smoke_long.csv").read_text()
+    assert not list((tmp_path / "runs").glob("*/finals-*.json"))
+    long = replace(long, options=long.options | {"keep_best": True})
+    assert study(long, replace(finals, options={"of": "long", "tiny": True}))
+    assert not (tmp_path / "smoke_finals.csv").exists()
+
+
+def test_a_part_of_the_runs_may_be_asked_for_by_seed(tmp_path, study):
     one = quick(piece("tables"), final_restarts=0)
-    monkeypatch.setattr(work, "pieces_of", lambda *_: [one])
-    options = {"runs": tmp_path / "runs", "results": tmp_path}
     with pytest.raises(ValueError, match=r"the seed 7; the pieces have .* seeds 0, 1, 2"):
-        work.study("smoke", seeds=[7], **options)
-    assert work.study("smoke", seeds=[1], **options)
+        study(one, seeds=[7])
+    assert study(one, seeds=[1])
     assert set(read(tmp_path / f"{one.table}.csv").seed) == {1}
     assert "# runs: 2 of 6" in (tmp_path / f"{one.table}.csv").read_text()
-    assert work.study("smoke", **options)
+    assert study(one, seeds=[0, 1], part="1/4")
+    assert "# runs: 3 of 6" in (tmp_path / f"{one.table}.csv").read_text()
+    assert study(one)
     assert set(read(tmp_path / f"{one.table}.csv").seed) == {0, 1, 2}
+
+
+def test_beforehand_it_is_said_how_long_the_runs_that_are_left_take(study, capsys):
+    one = quick(piece("tables"), final_restarts=0)
+    shared = replace(one, name="shared", trials=one.trials[:3])
+    assert study(one, seeds=[1], speed=cost.H200)
+    assert study(one, shared, speed=cost.H200)
+    said = [line for line in capsys.readouterr().out.splitlines() if "runs left" in line]
+    assert [line.split(", about")[0] for line in said] == [
+        "smoke_tables: 2 runs left",
+        "smoke_tables: 4 runs left",
+    ]
+
+
+@pytest.mark.slow
+def test_finals_in_processes_wait_for_their_run_and_a_failed_one_is_listed(tmp_path, study):
+    long, finals = long_and_finals()
+    assert study(long, finals, workers=2)
+    table = (tmp_path / "smoke_finals.csv").read_bytes()
+    [kept] = (tmp_path / "runs").glob("*/finals-last.json")
+    kept.unlink()
+    (kept.parent / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(Failure, match=r"1 runs failed.*\n.*finals-last.error.txt"):
+        study(long, finals, workers=2)
+    assert (tmp_path / "smoke_finals.csv").read_bytes() == table
 
 
 def test_a_part_of_the_training_images_is_the_first_ones():
@@ -369,10 +510,105 @@ def test_the_accuracy_on_the_training_batch_is_that_before_the_update(tmp_path):
     assert read(folder / "records.csv").batch_accuracy.tolist() == pytest.approx(seen)
 
 
+@pytest.mark.parametrize("method", ["AT", "CAT"])
+def test_a_row_says_how_hard_the_drawn_examples_were_and_how_often_one_was_met_again(
+    tmp_path, method
+):
+    """By plain counting, over every batch of a run that draws some images twice."""
+    right, met, seen, expected = [], [], set(), []
+
+    def observe(training, record):
+        batch = training.batch
+        right.append((batch.logits.argmax(1) == batch.labels).double().mean().item())
+        for index in batch.indices.tolist():
+            met.append(index in seen)
+            seen.add(index)
+        if record.accuracy is not None:
+            expected.append((sum(right) / len(right), sum(met) / len(met)))
+            right.clear()
+
+    trial = Trial(
+        method=method,
+        iterations=7,
+        evaluate_every=3,
+        evaluation_size=10,
+        evaluation_steps=1,
+        train_size=150,
+        sampling_number=40,
+        steps=1,
+    )
+    table = read(run(trial, tmp_path, observe=observe) / "records.csv")
+    assert list(table.iteration) == [3, 6, 7]
+    assert table.drawn_accuracy.tolist() == pytest.approx([share for share, _ in expected])
+    assert table.met_again.tolist() == pytest.approx([share for _, share in expected])
+    assert 0 < table.met_again.iloc[-1] < 1
+
+
 def test_evaluation_may_use_another_rule_and_epsilon():
     judge = Trial(epsilon=0.1, evaluation_epsilon=0.2, evaluation_rule="gradient").judge(restarts=3)
     assert (judge.epsilon, judge.rule, judge.restarts, judge.steps) == (0.2, "gradient", 3, 20)
     assert Trial(epsilon=0.1).judge() == PGD(0.1, steps=20)
+
+
+@pytest.mark.parametrize("rule", ["sign", "gradient", "batch mean"])
+def test_how_far_an_attack_moves_a_pixel_is_counted_in_epsilons(classifier, digits, rule):
+    """Against one pass over all images at once; the attack of the batch's mean hardly moves."""
+    images, labels = digits.test(slice(60))
+    judge = Trial(epsilon=0.2, evaluation_steps=5, evaluation_rule=rule).judge()
+    if rule == "batch mean":
+        adversarial = judge(classifier, images, labels)
+    else:
+        generator = torch.Generator().manual_seed(0)
+        adversarial = judge(classifier, images, labels, generator=generator)
+    expected = (adversarial - images).abs().mean().item() / 0.2
+    moved = movement(classifier, images, labels, judge)
+    assert moved == pytest.approx(expected, rel=1e-5)
+    assert moved < 0.1 if rule == "batch mean" else 0.2 < moved <= 1
+
+
+def test_an_audit_judges_at_full_strength_what_trained_on_noise(tmp_path):
+    """Its own reading finds it robust; signed PGD-20 at the whole epsilon does not."""
+    trial = Trial(
+        method="AT",
+        steps=0,  # the random start alone
+        evaluation_rule="batch mean",
+        epsilon=0.3,
+        audit_epsilon=0.3,
+        iterations=60,
+        evaluate_every=0,
+        final_restarts=1,
+        final_size=100,
+    )
+    final = json.loads((run(trial, tmp_path) / "run.json").read_text())["final"]
+    assert final["robust_accuracy"] > 0.7
+    assert final["full_strength"] < 0.1
+    assert final["moved"] < 0.1
+
+
+def test_every_arm_of_the_profile_cpu_can_be_built_and_trained(monkeypatch):
+    """An iteration of each, at the scale to try it in minutes; once where pieces share an arm."""
+    monkeypatch.setattr("catlib.lab.runs.load_data", functools.cache(load_data))
+    trials = {}
+    for one in plan.pieces_of("cpu", "tiny"):
+        for arm, trial in one.trials:
+            if trial.dataset == "digits" or (data_root() / f"{trial.dataset}.npz").exists():
+                trials.setdefault((arm, trial.model, trial.dataset), trial)
+    for trial in trials.values():
+        record = next(records_of(trial, build_training(trial)))
+        assert record.iteration == 1 and record.passes > 0
+
+
+@pytest.mark.slow
+def test_the_profile_cpu_runs_from_end_to_end_at_the_tiny_scale(tmp_path):
+    for name in ("mnist", "cifar10"):
+        if not (data_root() / f"{name}.npz").exists():
+            pytest.skip(f"no {name}.npz; set CATLIB_DATA to the folder that has it")
+    assert work.study("cpu", scale="tiny", runs=tmp_path / "runs", results=tmp_path)
+    for one in plan.pieces_of("cpu", "tiny"):
+        table = read(tmp_path / f"{one.table}.csv")
+        assert set(table.arm) == {arm for arm, _ in one.trials}
+        if one.kind == "train":
+            assert table.met_again.between(0, 1).all()
 
 
 # ------------------------------------------------------------------ the cheap rivals
@@ -497,7 +733,7 @@ def test_a_half_of_a_similarity_that_other_code_measured_is_not_kept_in_silence(
         return work.study("smoke", ["similarity"], runs=tmp_path, results=tmp_path, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(work, "staleness", lambda *_, **__: (_ for _ in ()).throw(work.Pause))
+        patched.setattr(units, "staleness", pause)
         assert not run_study()  # paused after the first half
     [measured] = tmp_path.glob("*/neighbours.csv")
     begun = measured.parent / "run.json"
@@ -514,32 +750,44 @@ def test_a_half_of_a_similarity_that_other_code_measured_is_not_kept_in_silence(
     assert run_study()
 
 
-def test_a_page_of_a_notebook_that_other_code_executed_is_refused_repeated_or_reused(
-    tmp_path, monkeypatch
+def test_a_notebook_that_other_code_executed_is_refused_repeated_or_reused(
+    tmp_path, monkeypatch, study
 ):
     one = piece("notebook_06", "paper")
-    executed = tmp_path / "notebooks" / "06_cat_versus_at.ipynb"
-    page = executed.with_suffix(".html")
-    record = executed.with_suffix(".code.json")
-    monkeypatch.setattr(work, "pieces_of", lambda *_: [one])
-    monkeypatch.setattr(work, "execute", lambda source, target, *_, **__: target.write_text("{}"))
-    monkeypatch.setattr(work, "write_site", lambda *_: page.write_text("new"))
+    page = tmp_path / "notebooks" / "06_cat_versus_at.html"
+    executed = []
 
-    def run_study(**options):
-        return work.study("smoke", ["notebook_06"], runs=tmp_path, results=tmp_path, **options)
+    def execute(source, output, values, cell_timeout):
+        executed.append(values["output_dir"])
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(f"{len(executed)}")
 
-    assert run_study()
-    assert {"catlib/gain.py", executed.name} <= set(json.loads(record.read_text()))
-    page.write_text("old")
-    assert run_study()
-    assert page.read_text() == "old", "of the same code, so it is used again"
+    monkeypatch.setattr(batch_units, "execute_or_fail", execute)
+    monkeypatch.setattr(batch_units, "check_datasets", lambda _: None)
+    monkeypatch.setattr(work, "check_datasets", lambda _: None)
+    monkeypatch.setattr(site, "write_site", lambda paths, _: page.write_text(paths[0].read_text()))
+    assert study(one)
+    [record] = (tmp_path / "runs").glob("06_cat_versus_at-*/notebook.json")
+    assert executed == [str(record.parent)], "its own runs lie in its folder"
+    assert {"catlib/gain.py", "06_cat_versus_at.ipynb"} <= set(
+        json.loads(record.read_text())["code"]
+    )
+    assert study(one)
+    assert page.read_text() == "1", "of the same code, so it is used again"
     record.write_text(record.read_text().replace('"catlib/gain.py": "', '"catlib/gain.py": "0'))
-    with pytest.raises(ValueError, match=r"06_cat_versus_at.ipynb; what differs: catlib/gain.py"):
-        run_study()
-    assert run_study(if_code_changed="reuse")
-    assert page.read_text() == "old"
-    assert run_study(if_code_changed="repeat")
-    assert page.read_text() == "new"
-    record.unlink()
-    with pytest.raises(ValueError, match="does not say what code it is of"):
-        run_study()
+    with pytest.raises(ValueError, match=r"06_cat_versus_at-.*; what differs: catlib/gain.py"):
+        study(one)
+    assert study(one, if_code_changed="reuse")
+    assert page.read_text() == "1"
+    assert study(one, if_code_changed="repeat")
+    assert page.read_text() == "2"
+
+
+@pytest.mark.slow
+def test_a_notebook_of_the_study_is_executed_and_its_page_lies_beside_the_tables(tmp_path, study):
+    one = next(p for p in plan.pieces_of("paper", "tiny") if p.name == "notebook_06")
+    assert not study(one, minutes=1 / 60), "a cell that the end of the time cuts off is no failure"
+    assert study(one, workers=1)
+    assert (tmp_path / "notebooks" / "06_cat_versus_at.html").stat().st_size > 10_000
+    assert (tmp_path / "notebooks" / "06_cat_versus_at.ipynb").exists()
+    assert list((tmp_path / "runs").glob("06_*/table.csv"))

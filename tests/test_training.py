@@ -3,6 +3,7 @@
 import io
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,13 +13,18 @@ from torch import nn
 from catlib import (
     PGD,
     CaseSampler,
+    CropAndFlip,
+    PerturbationMemory,
     Training,
     UniformSampler,
+    accuracy,
     build_model,
     crop_and_flip,
     information_gain,
+    recalibrated,
     robust_accuracy,
 )
+from catlib.data import subset
 
 ATTACK = PGD(0.1, steps=2)
 
@@ -31,6 +37,7 @@ def make(
     attack=ATTACK,
     adam=False,
     schedule=False,
+    bits=None,
     device="cpu",
     **options,
 ):
@@ -43,9 +50,16 @@ def make(
         else torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 40) if schedule else None
+    if bits:
+        options["memory"] = PerturbationMemory(*memory_of(data), bits=bits)
     return Training(
         model, data, sampler, attack, optimizer, scheduler=scheduler, device=device, **options
     )
+
+
+def memory_of(data):
+    """The first arguments of a memory for these data and ATTACK."""
+    return len(data.x_train), data.x_train.shape[1:], ATTACK.epsilon
 
 
 def take(training, n):
@@ -133,6 +147,81 @@ def test_an_iteration_is_protocol_1(digits, sampler, same):
         assert torch.equal(training.sampler.weights, draws.weights)
 
 
+@pytest.mark.parametrize("augment", [None, CropAndFlip(2)])
+def test_an_iteration_with_a_memory_by_hand(digits, augment, same):
+    """Each attack begins where the last one on the image ended; a dict remembers in full.
+
+    With an augmentation, pixel by pixel: what stays in the frame is remembered anew.
+    """
+    digits = replace(digits, x_train=digits.x_train[:64], y_train=digits.y_train[:64])
+    training = make(
+        digits,
+        sampler=UniformSampler(digits.y_train, 32, seed=3),
+        attack=PGD(0.1, 0.04, steps=1, random_start=False),
+        augment=augment,
+        bits=16,
+    )
+    model = build_model("cnn", digits, seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    last = torch.zeros(digits.x_train.shape)
+    pixels = torch.arange(1, 65.0).view(1, 1, 8, 8).expand(32, 1, 8, 8)  # numbered; 0 is outside
+    for _ in range(7):
+        expected_stream = training._random_stream()
+        next(training)
+        indices = training.batch.indices
+        images, labels = digits.train(indices)
+        before = last[indices]
+        where = pixels
+        if augment is not None:
+            generator = torch.Generator().manual_seed(expected_stream)
+            moves = augment.draw(images, generator)
+            images = moves(images)
+            before = moves(before)
+            where = moves(pixels)
+        x = (images + before).requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)
+        moved = (before + 0.04 * slope.sign()).clamp(-0.1, 0.1)
+        adversarial = (images + moved).clamp(0, 1)
+        # a float16 is rounded: where a gradient is nearly 0 its sign may differ
+        differs = (training.batch.adversarial - adversarial).abs() > 1e-3
+        assert differs.double().mean() < 0.01
+        adversarial = training.batch.adversarial
+        for place, image in enumerate(indices.tolist()):
+            inside = where[place] > 0
+            pixel = where[place][inside].long() - 1
+            found = (adversarial - images)[place][inside]
+            last[image].view(-1)[pixel] = found
+        optimizer.zero_grad()
+        F.cross_entropy(model(adversarial), labels).backward()
+        optimizer.step()
+    assert same(training.model.state_dict(), model.state_dict())
+    everything = torch.arange(len(last))
+    torch.testing.assert_close(training.memory[everything], last, atol=1e-4, rtol=0)
+    assert training.memory.has(everything).equal(training.seen)
+    assert last.abs().max() > 0.07  # more than one step
+
+
+def test_a_memory_costs_no_pass(digits):
+    training = make(digits, bits=8, attack=PGD(0.1, 0.05, steps=1))
+    assert take(training, 3)[-1].passes == 3 * 32 * 2
+
+
+def test_a_memory_must_hold_what_the_attack_finds(digits):
+    """Also when the attack is another one later: the iteration is refused, and nothing changes."""
+    training = make(digits, bits=8)
+    take(training, 2)
+    before = training.state_dict()
+    for attack, error in ((PGD(0.2), ValueError), (lambda model, x, y: x, TypeError)):
+        training.attack = attack
+        with pytest.raises(error):
+            next(training)
+        state = training.state_dict()
+        assert torch.equal(state["memory"]["stored"], before["memory"]["stored"])
+        assert state["iteration"] == 2
+    training.attack = ATTACK
+    take(training, 1)
+
+
 def test_weights_move_where_drawn_and_nowhere_else(digits):
     training = make(digits)
     drawn = torch.cat([(next(training), training.batch.indices)[1] for _ in range(6)]).unique()
@@ -160,6 +249,8 @@ VARIANTS = {
     },
     "bfloat16": {"precision": "bfloat16"},
     "early stop": {"attack": PGD(0.1, steps=2, restarts=2, early_stop=True)},
+    "memory": {"bits": 8, "attack": PGD(0.1, 0.05, steps=1)},
+    "memory, augmented": {"bits": 16, "attack": PGD(0.1, 0.05, steps=1), "augment": CropAndFlip(1)},
 }
 
 
@@ -314,6 +405,59 @@ def test_evaluates_when_due_and_at_the_end(digits):
         training.model, images, labels, PGD(0.1, steps=20)
     )
     assert all(r.accuracy is None for r in take(make(digits), 5))
+
+
+def test_the_first_iterations_may_all_be_evaluated(digits):
+    training = make(digits, iterations=11, evaluate_every=4, evaluate_first=3, evaluation_size=10)
+    evaluated = [record.iteration for record in training if record.accuracy is not None]
+    assert evaluated == [1, 2, 3, 4, 8, 11]
+
+
+def test_checks_may_be_spread_over_the_test_set(digits):
+    training = make(
+        digits,
+        iterations=4,
+        evaluate_every=4,
+        evaluation_size=60,
+        evaluation_subset="spread",
+        sampler=UniformSampler(digits.y_train, 32, seed=1),
+    )
+    *_, record = training
+    chosen = subset(digits.y_test, 60, "spread")
+    images, labels = digits.test(chosen)
+    assert len(labels) == 60 and not torch.equal(chosen, torch.arange(60))
+    assert record.accuracy == accuracy(training.model, images, labels)
+    judge = PGD(0.1, steps=20)
+    assert record.robust_accuracy == robust_accuracy(training.model, images, labels, judge)
+
+
+def test_a_recalibrated_evaluation_judges_a_copy_and_changes_nothing(digits, conv_net, same):
+    """Model, passes and what follows are as without it; the numbers are those of the copy."""
+
+    def build(recalibrate):
+        return Training(
+            conv_net(),
+            digits,
+            UniformSampler(digits.y_train, 32),
+            ATTACK,
+            evaluate_every=2,
+            evaluation_size=80,
+            recalibrate=recalibrate,
+            device="cpu",
+        )
+
+    plain, checked = build(0), build(200)
+    for ours, theirs in zip(take(plain, 6), take(checked, 6), strict=True):
+        assert (ours.loss, ours.passes) == (theirs.loss, theirs.passes)
+    assert same(plain.state_dict(), checked.state_dict())
+    calibration, _ = digits.train(subset(digits.y_train, 200, "spread"))
+    judged = recalibrated(checked.model, calibration)
+    images, labels = digits.test(slice(80))
+    judge = PGD(0.1, steps=20)
+    expected = (accuracy(judged, images, labels), robust_accuracy(judged, images, labels, judge))
+    assert checked.evaluate() == expected
+    assert same(checked.judged_model().state_dict(), judged.state_dict())
+    assert plain.judged_model() is plain.model
 
 
 def test_evaluation_changes_nothing(digits, same):
@@ -535,6 +679,26 @@ def test_an_iteration_that_fails_has_not_happened(digits, name, sampler, same):
     assert same(training.state_dict(), undisturbed.state_dict())
 
 
+def test_an_iteration_that_fails_leaves_the_memory(digits, same):
+    def remembering():
+        memory = PerturbationMemory(*memory_of(digits))
+        return fragile(digits, memory=memory, augment=CropAndFlip(1))
+
+    undisturbed = remembering()
+    expected = without_seconds(take(undisturbed, 8))
+    training = remembering()
+    got = take(training, 5)
+    before = training.state_dict()
+    for accident, error in ACCIDENTS.values():
+        training.model.accident = accident
+        with pytest.raises(error):
+            next(training)
+        assert unchanged(training, before, same)
+    got += take(training, 3)
+    assert without_seconds(got) == expected
+    assert same(training.state_dict(), undisturbed.state_dict())
+
+
 @pytest.mark.parametrize("part", ["attack", "augment"])
 def test_an_attack_or_augmentation_that_fails_has_not_happened(digits, part, same):
     """Also when it had sent images through the model, whose statistics that moved."""
@@ -722,6 +886,10 @@ WRONG_STATES = {
     "a layer too many": (
         lambda data, state: broken(state, "model", "extra", value=torch.zeros(2)),
         "this one has no extra",
+    ),
+    "a memory": (
+        lambda data, state: state | {"memory": PerturbationMemory(*memory_of(data)).state_dict()},
+        "with a memory of perturbations; this one has none",
     ),
     "nothing": (lambda data, state: {}, "lacks made_of, model"),
     "what a run stores": (lambda data, state: {"training": state}, "lacks made_of, model"),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SUBSETS = ("first", "spread")
 TEST_SHARE = 5  # where nothing says which images are for test, a fifth of every class is
 
 
@@ -144,6 +145,25 @@ def as_floats(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images.float().div_(255)
     return images.to(torch.float32, copy=True)
+
+
+def subset(labels: Tensor, count: int | None, which: str = "first") -> Tensor | slice:
+    """Which examples stand for a data set: an index of ``count`` of them, the same every time.
+
+    Args:
+        labels: (n,), of the whole data set.
+        count: how many; None, or more than there are, is all of them.
+        which: "first", the first so many; or "spread", evenly over the classes, and within a class
+            over its images from the first to the last. A class then has its share of the subset, to
+            one image. The first images of a data set may be easier than the others, as in MNIST.
+    """
+    n = len(labels)
+    if which == "first" or count is None or count >= n:
+        return slice(count)
+    class_by_class = labels.argsort(stable=True)
+    # the middles of ``count`` equal stretches of this order
+    places = (2 * torch.arange(count, device=labels.device) + 1) * n // (2 * count)
+    return class_by_class[places].sort().values
 
 
 def split(labels: Tensor) -> tuple[Tensor, Tensor]:

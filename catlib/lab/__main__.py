@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .batch.engine import Failure, Where
+from .batch.engine import Failure, full_disk, speaks_of_a_full_disk
 
 # exit statuses beside 0
 FAILED = 1  # some runs failed; the others are done
@@ -32,6 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except Failure as error:
         print(f"catlib {given[0]}: {error}", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        if not speaks_of_a_full_disk(str(error)):
+            raise
+        where = Path(error.filename or ".").parent
+        print(f"catlib {given[0]}: {full_disk(where)}", file=sys.stderr)
         return FAILED
     except ValueError as error:
         print(f"catlib {given[0]}: {error}", file=sys.stderr)
@@ -176,6 +182,10 @@ def add_scheduler(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shard", metavar="I/N", help="run only the I-th of N parts")
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -203,7 +213,7 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     )
     add_workers(parser)
     add_scheduler(parser)
-    parser.add_argument("--shard", metavar="I/N", help="run only the I-th of N parts of the batch")
+    add_shard(parser)
     parser.add_argument("--limit", type=float, help="seconds that one run may take")
     parser.add_argument(
         "--cell-timeout", type=positive, default=3600, help="seconds that one cell may take"
@@ -252,9 +262,11 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=positive,
-        default=1,
-        help="runs at a time; more than one are processes with one thread each (default: 1)",
+        help="runs at a time, each in a process with one thread (default: one after another "
+        "in this process with all its threads, so that nothing disturbs the times)",
     )
+    add_scheduler(parser)
+    add_shard(parser)
     add_if_code_changed(parser)
     parser.add_argument("--runs", type=Path, help="folder of the runs and their checkpoints")
     parser.add_argument("--results", type=Path, help="folder of the tables")
@@ -296,11 +308,12 @@ def run_batch(options: argparse.Namespace) -> int:
     """
     from .batch import units
     from .batch.engine import run_jobs
+    from .batch.place import check_choice, place
 
     if options.table and not options.what:
         write_batch_table(options.out)
         return 0
-    check_place(options)
+    check_choice(options.workers, options.scheduler)
     what, given = batch_asked_for(options)
     values = units.values_for(what, given)
     chosen = units.units_for(
@@ -322,12 +335,19 @@ def run_batch(options: argparse.Namespace) -> int:
     failed = []
     if left and not options.table:
         units.check_datasets(unit.dataset for unit in left)
+        place_of_all = place(
+            len(left),
+            options.out,
+            workers=options.workers,
+            scheduler=options.scheduler,
+            limit=options.limit,
+        )
         units.check_folder(options.out)
-        with place_of(options, len(left)) as where:
+        with place_of_all as where:
             failed = [result for result in run_jobs(left, where) if result.failed]
-    write_batch_table(options.out)
     for result in failed:
         print(f"failed: {result.job.name}, see {result.job.error_file}", file=sys.stderr)
+    write_batch_table(options.out)
     return FAILED if failed else 0
 
 
@@ -347,32 +367,6 @@ def batch_asked_for(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"-p {text}: write NAME=VALUES, as in -p alpha=0,0.5,0.9")
         given[name] = listed
     return what, given
-
-
-def check_place(options: argparse.Namespace) -> None:
-    """Raises: ValueError: a cluster is asked for, and cannot be used so."""
-    if options.scheduler is None:
-        return
-    from .batch.cluster import dask_distributed
-
-    dask_distributed()
-    if options.workers is not None:
-        raise ValueError(
-            "--workers is for processes on this machine; with --scheduler the runs go to the "
-            "workers of the cluster: leave one of the two out"
-        )
-
-
-def place_of(options: argparse.Namespace, most: int) -> Where:
-    """Where a batch runs: on a Dask cluster, or in processes here, ``most`` at a time."""
-    if options.scheduler is not None:
-        from .batch.cluster import Cluster
-
-        return Cluster(options.scheduler, options.out, limit=options.limit)
-    from .batch.engine import Processes, workers_that_fit
-
-    count = min(options.workers or workers_that_fit(), most)
-    return Processes(count, limit=options.limit)
 
 
 def write_batch_table(out: Path) -> None:
@@ -486,6 +480,7 @@ def run_study(options: argparse.Namespace) -> int:
       catlib study --profile smoke           every kind of piece, on the embedded digits
       catlib study --profile paper --list    the pieces, how much of each is done, and the commands
       catlib study --profile cpu --piece mnist_tables --minutes 9
+      catlib study --profile cpu --shard 1/4 --runs /shared/runs    one machine of four
 
     what comes out: one table data/results/PROFILE_PIECE.csv for each piece, and the runs behind
     it in runs/study/PROFILE. The profile smoke and the scale tiny write their tables beside their
@@ -495,8 +490,8 @@ def run_study(options: argparse.Namespace) -> int:
     from .study.work import progress
 
     if options.list:
-        for piece, count in progress(options.profile, options.scale, options.runs):
-            print(f"{piece.name:<26}{count:>4}/{len(piece.trials):<4} {piece.about}")
+        for piece, done, count in progress(options.profile, options.scale, options.runs):
+            print(f"{piece.name:<26}{done:>4}/{count:<4} {piece.about}")
         if options.profile == "paper":
             print_commands()
         return 0
@@ -513,6 +508,8 @@ def run_study(options: argparse.Namespace) -> int:
         workers=options.workers,
         seeds=options.seed,
         speed=speed,
+        scheduler=options.scheduler,
+        part=options.shard,
         if_code_changed=options.if_code_changed,
     )
     if done:

@@ -9,8 +9,9 @@ from typing import Any
 from ..training import Record, Training
 from .runs import Trial, build_training, records_of, training_attack
 
-LIVE = ("alpha", "epsilon", "steps")  # settings that count from the next iteration
-AT_START = ("sampling_number", "dataset", "device")  # settings that count from the next start
+# settings that count from the next iteration
+LIVE = ("alpha", "epsilon", "steps", "sampling_number")
+AT_START = ("dataset", "device")  # settings that count from the next start
 
 # torch's random state and matplotlib's caches belong to all threads: these take turns
 TURN = threading.Lock()
@@ -40,7 +41,7 @@ class BackgroundTraining:
         self.moves = {setting: self._moved_by(setting) for setting in LIVE + AT_START}
         # an epsilon that grows is set by the trial itself in every iteration
         epsilon_grows = any(trial.epsilon_warm_up for trial in self.trials.values())
-        self.live = ("alpha",) if epsilon_grows else LIVE
+        self.live = ("alpha", "sampling_number") if epsilon_grows else LIVE
         self._lock = threading.RLock()
         self._go = threading.Event()
         self._stopping = threading.Event()
@@ -182,7 +183,8 @@ class BackgroundTraining:
 
     @staticmethod
     def _apply(trial: Trial, training: Training) -> None:
-        """Bring alpha and the attack of training to what the trial says now."""
+        """Bring the sampler and the attack of training to what the trial says now."""
+        training.sampler.sampling_number = trial.sampling_number
         if trial.method == "CAT":
             training.sampler.alpha = trial.alpha
         training.attack = training_attack(trial)

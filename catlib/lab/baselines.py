@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from catlib import PGD, Training
+from catlib.memory import Recall
 from catlib.modes import attack_mode
 
 
@@ -73,6 +74,8 @@ class FreeTraining(Training):
     gradient of the images too, and the noise takes its next step by it. An iteration is one replay,
     and so costs one pass an image. The noise outlives the batch. ``attack`` is a PGD, of which only
     ``epsilon`` and ``steps`` are used.
+
+    Raises: ValueError: a memory or a budget, for which there is no use here.
     """
 
     attack: PGD
@@ -83,7 +86,17 @@ class FreeTraining(Training):
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         **options: Any,
     ) -> None:
+        for name in ("memory", "budget"):
+            if options.get(name) is not None:
+                raise ValueError(
+                    f"{name} is given; free training carries its noise from batch to batch, and "
+                    f"every replay is one step of it. Use {name}=None."
+                )
         super().__init__(*arguments, **options)
+        if self.ranks.count > 1:
+            raise ValueError(
+                f"free adversarial training runs in one process; here are {self.ranks.count} ranks."
+            )
         self._augment_once = augment
         self._replayed: tuple[Tensor, Tensor, Tensor] | None = None
         self._noise: Tensor | None = None
@@ -98,15 +111,21 @@ class FreeTraining(Training):
             self._replayed = indices, images, labels
         return self._replayed
 
-    def _craft(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _craft(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        recall: Recall | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
         if self._noise is None:
             self._noise = torch.zeros_like(images)
         return (images + self._noise).clamp_(0, 1)
 
     def _update(
-        self, adversarial: Tensor, labels: Tensor, on_host: bool
+        self, images: Tensor, adversarial: Tensor, labels: Tensor, on_host: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        result = super()._update(adversarial.requires_grad_(), labels, on_host)
+        result = super()._update(images, adversarial.requires_grad_(), labels, on_host)
         epsilon = self.attack.epsilon
         assert self._noise is not None and adversarial.grad is not None  # made by _craft, backward
         self._noise = (self._noise + epsilon * adversarial.grad.sign()).clamp_(-epsilon, epsilon)

@@ -386,6 +386,31 @@ def ends(records: pd.DataFrame, by: str = "arm") -> pd.DataFrame:
     return records.sort_values("iteration").groupby([by, "seed"]).last()
 
 
+def drawn_accuracy(records: pd.DataFrame, by: str = "arm") -> pd.Series:
+    """How hard the drawn examples were: robust accuracy on the batches of a whole run, its mean.
+
+    It is a manipulation check: if it is not lower in CAT than in an arm with uniform draws, CAT's
+    batches were not harder, whatever its results are. A model that is less robust lowers it, too.
+
+    Args:
+        records: with the column ``drawn_accuracy``, of which each row speaks for the iterations
+            since the row before.
+
+    Returns: a number in [0, 1] for each arm and seed.
+    """
+
+    def mean_over_batches(run: pd.DataFrame) -> float:
+        run = run.dropna(subset="drawn_accuracy").sort_values("iteration")
+        if run.empty:
+            return math.nan
+        batches = np.diff(run.iteration, prepend=0)
+        return float(np.average(run.drawn_accuracy, weights=batches))
+
+    rows = {key: mean_over_batches(run) for key, run in records.groupby([by, "seed"])}
+    index = pd.MultiIndex.from_tuples(rows, names=[by, "seed"])
+    return pd.Series(list(rows.values()), index, name="drawn_accuracy", dtype=float)
+
+
 def did_not_learn(last: pd.DataFrame, classes: int = 10) -> pd.Series:
     """How many runs of every arm did not learn: their last accuracy is below twice that of chance.
 
@@ -612,11 +637,17 @@ def audit(records: pd.DataFrame, dataset: str) -> pd.DataFrame:
     Returns: a row an arm and printed level: arm, level (percent), iterations; the statistic on test
         images and on training batches as ``test`` and ``training``; ``clean``, the median over
         seeds of the clean accuracy at the evaluation with the best robust one; ``reached on test``
-        and ``reached in training``.
+        and ``reached in training``. Where the records have them, ``moved`` and ``full_strength``:
+        how far the evaluation's attack moves a pixel at the end, in its epsilons, and the robust
+        accuracy then under signed PGD-20 at full strength, medians over seeds.
     """
     printed = paper_table(dataset)
     rows = []
     for arm, runs in records.groupby("arm", sort=False):
+        at_the_end = {}
+        for name in ("moved", "full_strength"):
+            if f"final_{name}" in runs:
+                at_the_end[name] = runs[f"final_{name}"].dropna().median()
         method = arm.split(",")[0]
         for level, row in printed.iterrows():
             within = int(row[f"{method} ticks"]) * EVALUATED_EVERY[dataset]
@@ -634,6 +665,7 @@ def audit(records: pd.DataFrame, dataset: str) -> pd.DataFrame:
                     "clean": best.accuracy.median(),
                     "reached on test": test >= level / 100,
                     "reached in training": training >= level / 100,
+                    **at_the_end,
                 }
             )
     return pd.DataFrame(rows)

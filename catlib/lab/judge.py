@@ -21,11 +21,11 @@ from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import catlib
 from catlib import PGD, Data, accuracy, build_model, check_model, load_data, robust_accuracy
@@ -167,7 +167,7 @@ def judge(
     x, y = _test_images(model, data, images)
     autoattack = min(autoattack, len(y))
     left_out = _what_autoattack_leaves_out(autoattack, len(data.classes))
-    if not _autoattack_is_installed():
+    if not autoattack_is_installed():
         autoattack = 0
     plan = dict(measurements(model, x, y, attack, autoattack=autoattack, seed=seed))
     with _as_it_was(model), _remarks_of_autoattack() as remarks:
@@ -451,7 +451,7 @@ def _under_autoattack(
     return accuracy(model, adversarial, labels)
 
 
-def _autoattack_is_installed() -> bool:
+def autoattack_is_installed() -> bool:
     try:
         import pyautoattack  # noqa: F401
     except ImportError:
@@ -462,7 +462,7 @@ def _autoattack_is_installed() -> bool:
 def _what_autoattack_leaves_out(images: int, classes: int) -> list[str]:
     if images == 0:
         return ["AutoAttack, as asked: autoattack is 0."]
-    if not _autoattack_is_installed():
+    if not autoattack_is_installed():
         return ["AutoAttack: its package is not installed; pip install pyautoattack."]
     if classes < FEWEST_CLASSES:
         return [
@@ -526,6 +526,8 @@ def _measure_all(
     An image that is broken is attacked no further. Once the measurement ``strongest`` is made, the
     time left is therefore reckoned for the share of the images that it found robust.
     """
+    from tqdm.auto import tqdm
+
     measured: dict[str, float] = {}
     left = dict(plan)
     share = 1.0
@@ -552,7 +554,7 @@ def _measure_all(
     return measured
 
 
-def _advance(bar: tqdm, images: int) -> None:
+def _advance(bar: Any, images: int) -> None:
     bar.update(min(_cost(images, 1), max(bar.total - bar.n, 0)))
 
 

@@ -182,11 +182,29 @@ class TrainingPanel(BackgroundTraining):
         axes.grid(color="0.9")
 
     def _mark_changes(self, axes: Axes) -> None:
-        """A dotted line at each iteration in which a setting was changed."""
+        """A dotted line at each iteration in which a setting was changed, and what it cost."""
         for iteration, setting, value in self.changes:
             text = f" {LABELS[setting].split(',')[0]} {value:.3g}"
+            text += self._change_of_cost(iteration, self.moves[setting][-1])
             axes.axvline(iteration, color="0.5", linestyle=":", linewidth=1)
             axes.text(iteration, 2, text, color="0.35", fontsize=8)
+
+    def _change_of_cost(self, iteration: int, name: str) -> str:
+        """What a change in this iteration did to the passes of an iteration, in words.
+
+        Empty if an iteration costs as much as before, or as long as this is not known.
+        """
+        passes = [0, *(record.passes for record in list(self.records[name]))]
+        # while a setting is moved, the trial may be one iteration behind or ahead
+        before = max(1, iteration - 1)
+        after = iteration + 2
+        if len(passes) <= after:
+            return ""
+        old = passes[before] - passes[before - 1]
+        new = passes[after] - passes[after - 1]
+        if new == old:
+            return ""
+        return f"\n {new / old:.3g} × the passes\n"
 
     @staticmethod
     def _draw_batch(axes: Axes, training: Training | None) -> None:
@@ -526,7 +544,9 @@ def _control(name: str, trial: Trial) -> w.Widget:
     if name == "steps":
         return w.IntSlider(trial.steps, min=1, max=max(20, trial.steps))
     if name == "sampling_number":
-        numbers = sorted({16, 32, 64, 128, 256, 512, 1024, trial.sampling_number})
+        all_images = trial.train_size or np.inf
+        usual = {number for number in (16, 32, 64, 128, 256, 512, 1024) if number <= all_images}
+        numbers = sorted(usual | {trial.sampling_number})
         return w.SelectionSlider(options=numbers, value=trial.sampling_number)
     if name == "dataset":
         return w.Dropdown(options=_datasets_here(trial), value=trial.dataset)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,29 +41,38 @@ import catlib
 from catlib import (
     PGD,
     CaseSampler,
+    CropAndFlip,
     Data,
+    PerturbationMemory,
     Record,
     Training,
     UniformSampler,
     accuracy,
     build_model,
-    crop_and_flip,
     load_data,
 )
 
 from ..attacks import check_count
-from ..data import data_root, find_data
+from ..data import SUBSETS, data_root, find_data
+from ..evaluation import judging
 from ..files import remove_leftovers, write_whole
 from ..interrupts import deferred_interrupts
-from ..training import choose_device
+from ..kernels.step import begin_compiled_run
+from ..models import check_width
+from ..ranks import find_ranks
+from ..readings import by_rank, near_boundary, standardised, steps_near_boundary
+from ..training import Batch, adversarial_cross_entropy, choose_device
 from .baselines import NFGSM, BatchMean, FreeTraining
+from .losses import MART, TRADES, KLAttack
 from .paths import ROOT
 from .sources import code_of, differing
 
 METHODS = ("AT", "CAT")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cyclic")
-CRAFTING = ("pgd", "n-fgsm", "free", "batch mean")
+CRAFTING = ("pgd", "n-fgsm", "free", "batch mean", "kl")
+LOSSES = ("cross-entropy", "trades", "mart")
+MEMORY_BITS = (0, 8, 16)
 JUDGES = ("sign", "gradient", "batch mean")
 LEAST = {  # the smallest value of the settings that are counts
     "seed": 0,
@@ -74,8 +84,10 @@ LEAST = {  # the smallest value of the settings that are counts
     "restarts": 1,
     "epsilon_warm_up": 0,
     "evaluate_every": 0,
+    "evaluate_first": 0,
     "evaluation_size": 1,
     "evaluation_steps": 0,
+    "recalibrate": 0,
     "final_restarts": 0,
     "final_size": 1,
 }
@@ -86,20 +98,18 @@ REPLACED = ".replaced-"  # in the name of a folder: a run that was put aside
 UNIFORM = 1e12  # a temperature at which all weights count the same
 
 
-def _standardised(w: Tensor) -> Tensor:
-    return (w - w.mean()) / w.std().clamp(min=1e-6)
-
-
 # how a weight w of Eq. 4 becomes the logarithm of a probability, up to a constant;
 # None is w / temperature
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "power": None,
-    "inverted": lambda w: -_standardised(w),
-    "boundary": lambda w: -_standardised(w.abs()),
+    "inverted": lambda w: -standardised(w),
+    "boundary": near_boundary,
     "softplus": lambda w: nn.functional.softplus(w).clamp(min=1e-30).log(),
     "clamp": lambda w: w.clamp(min=1e-3).log(),
-    "rank": lambda w: (w.argsort().argsort() + 1.0).log(),
+    "rank": by_rank,
 }
+# how many steps of the attack an example gets by its weight
+BUDGETS = ("equal", "boundary")
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ class Trial:
 
     dataset: str = "digits"
     model: str = "cnn"
+    width: int | None = None  # of a resnet18; None is 64, the published network
     method: str = "CAT"
     seed: int = 0
     iterations: int | None = 200  # None goes on for ever
@@ -134,24 +145,39 @@ class Trial:
     norm: str = "linf"
     batch_norm: str = "eval"
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
+    # bits a pixel in which the last perturbation of every image is remembered, for the next attack
+    # on it to begin there: 8 or 16; 0 remembers nothing
+    memory_bits: int = 0
+    # "boundary": an example gets up to twice ``steps``, the more the smaller |w| is in its batch,
+    # and the farthest none; on average ``steps``
+    budget: str = "equal"
     # or a cheap rival of catlib.lab.baselines: "n-fgsm", "free" (``steps`` are its replays),
-    # "batch mean"
+    # "batch mean"; or "kl", the attack of TRADES (catlib.lab.losses)
     crafting: str = "pgd"
-    # the update
+    # the update; "trades" and "mart" (catlib.lab.losses) use beta. TRADES as published is
+    # loss "trades" with crafting "kl"
+    loss: str = "cross-entropy"
+    beta: float = 6.0
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     weight_decay: float = 0.0
     schedule: str = "constant"  # or "cyclic": up to the learning rate and down to 0
     augment: bool = False
-    # the evaluation, on the first evaluation_size test images
+    # the evaluation, on evaluation_size test images: the "first" so many, or "spread" over them
     evaluate_every: int = 10
+    evaluate_first: int = 0  # and after each of the first so many iterations
     evaluation_size: int = 500
+    evaluation_subset: str = "first"
+    recalibrate: int = 0  # training images for the statistics of batch norm; 0 keeps its own
     evaluation_steps: int = 20
     evaluation_epsilon: float | None = None  # None is that of training
     evaluation_rule: str = "sign"  # a rule of PGD, or "batch mean"
     # at the end, PGD-20 with so many restarts on the whole test set; 0 is none
     final_restarts: int = 0
-    final_size: int | None = None  # the first so many test images instead
+    final_size: int | None = None  # so many test images instead, chosen in the same way
+    # at the end as well, of a reading of the paper whose attack may do little: the robust accuracy
+    # under signed PGD-20 at this epsilon, and how far the evaluation's attack moves a pixel
+    audit_epsilon: float | None = None
     # the machine
     device: str = "auto"
     precision: str = "auto"
@@ -169,25 +195,65 @@ class Trial:
                 check_count(name, getattr(self, name), at_least=least)
         self._check_choice("method", METHODS)
         self._check_choice("weighting", tuple(WEIGHTINGS))
+        self._check_choice("budget", BUDGETS)
         self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("schedule", SCHEDULES)
         self._check_choice("crafting", CRAFTING)
+        self._check_choice("loss", LOSSES)
+        self._check_choice("evaluation_subset", SUBSETS)
         self._check_choice("evaluation_rule", JUDGES)
-        for name in ("learning_rate", "weight_decay"):
+        if self.memory_bits not in MEMORY_BITS:
+            raise ValueError(f"memory_bits is {self.memory_bits}; it must be 0, 8 or 16.")
+        if self.memory_bits and self.crafting != "pgd":
+            raise ValueError(
+                f"memory_bits is {self.memory_bits} with crafting {self.crafting!r}; only 'pgd' "
+                "can begin at what is remembered."
+            )
+        if self.budget != "equal":
+            self._check_budget()
+        for name in ("learning_rate", "weight_decay", "beta"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
         if self.crafting == "free" and self.steps == 0:
             raise ValueError("steps is 0; with crafting 'free' it must be at least 1, the replays.")
+        check_width(self.model, self.width)
+        if self.evaluate_first and not self.evaluate_every:
+            raise ValueError(
+                f"evaluate_first is {self.evaluate_first} and evaluate_every is 0, which is never; "
+                "give an evaluate_every of at least 1."
+            )
+        if self.crafting == "kl" and (self.norm != "linf" or self.restarts != 1):
+            raise ValueError(
+                f"norm is {self.norm!r} and restarts is {self.restarts}; the attack of TRADES, "
+                "crafting 'kl', has the norm 'linf' and 1 restart."
+            )
         if self.schedule == "cyclic" and self.iterations is None:
             raise ValueError("iterations is None; a cyclic schedule must know where it ends.")
+        if self.audit_epsilon is not None and not self.final_restarts:
+            raise ValueError(
+                f"audit_epsilon is {self.audit_epsilon} and final_restarts is 0; the audit is part "
+                "of the judgement at the end: give final_restarts of at least 1."
+            )
         self.attack()  # these check the settings of PGD
         self.judge(max(1, self.final_restarts))
+        self.auditor()
 
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+
+    def _check_budget(self) -> None:
+        if self.method == "AT":
+            raise ValueError(
+                f"budget is {self.budget!r} with method 'AT', which has no weights. Uniform draws "
+                f"with weights are method 'CAT' with temperature=1e12 and class_balanced=False."
+            )
+        if self.crafting != "pgd":
+            raise ValueError(f"budget is {self.budget!r}; only crafting 'pgd' can follow it.")
+        if self.steps == 0:
+            raise ValueError(f"steps is 0; with budget {self.budget!r} it must be at least 1.")
 
     @property
     def id(self) -> str:
@@ -203,6 +269,8 @@ class Trial:
                 chosen[field.name] = value
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
         names = f"{_as_file_name(self.dataset)}-{_as_file_name(self.model)}"
+        if self.width is not None:
+            names += f"-w{self.width}"
         beginning = f"{names}-{self.method}-k{self.sampling_number}"
         return f"{beginning}-s{self.seed}-{digest}"
 
@@ -231,6 +299,14 @@ class Trial:
             norm=self.norm,
         )
 
+    def auditor(self) -> PGD | None:
+        """PGD-20 with signed steps at full strength, which the audit judges by, too."""
+        if self.audit_epsilon is None:
+            return None
+        return PGD(
+            self.audit_epsilon, steps=20, restarts=max(1, self.final_restarts), norm=self.norm
+        )
+
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:
     allowed = typing.get_args(annotation) or (annotation,)
@@ -253,7 +329,7 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """The Training that a trial describes, before its first iteration."""
     device = choose_device(trial.device)
     data = _first_images(_data_on(device, trial.dataset), trial.train_size)
-    model = build_model(trial.model, data, seed=trial.seed).to(device)
+    model = build_model(trial.model, data, seed=trial.seed, width=trial.width).to(device)
     optimizer = _build_optimizer(trial, model)
     kind = FreeTraining if trial.crafting == "free" else Training
     return kind(
@@ -265,9 +341,15 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
         scheduler=_build_scheduler(trial, optimizer),
         iterations=trial.iterations,
         evaluate_every=trial.evaluate_every,
+        evaluate_first=trial.evaluate_first,
         evaluation_size=trial.evaluation_size,
+        evaluation_subset=trial.evaluation_subset,
+        recalibrate=trial.recalibrate,
         evaluation_attack=trial.judge(),
-        augment=crop_and_flip if trial.augment else None,
+        augment=CropAndFlip() if trial.augment else None,
+        loss=_build_loss(trial),
+        memory=_build_memory(trial, data),
+        budget=_build_budget(trial),
         seed=trial.seed,
         device=device,
         precision=trial.precision,
@@ -295,12 +377,14 @@ def _data_on(device: torch.device, dataset: str) -> Data:
     return _last_data[key]
 
 
-def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean:
-    """The attack that a trial trains with: its PGD, or the rival that ``crafting`` names."""
+def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean | KLAttack:
+    """The attack that a trial trains with: its PGD, or what ``crafting`` names."""
     if trial.crafting == "n-fgsm":
         return NFGSM(trial.epsilon, trial.step_size or trial.epsilon)
     if trial.crafting == "batch mean":
         return BatchMean(trial.epsilon, trial.steps)
+    if trial.crafting == "kl":
+        return KLAttack(trial.epsilon, trial.attack().step_size, trial.steps)
     return replace(trial.attack(), compile=trial.compile)
 
 
@@ -320,6 +404,30 @@ def _build_sampler(trial: Trial, labels: Tensor) -> UniformSampler | CaseSampler
         log_weight=WEIGHTINGS[trial.weighting],
         seed=trial.seed,
     )
+
+
+def _build_loss(trial: Trial) -> Callable[..., tuple[Tensor, Tensor]]:
+    if trial.loss == "trades":
+        return TRADES(trial.beta)
+    if trial.loss == "mart":
+        return MART(trial.beta)
+    return adversarial_cross_entropy
+
+
+def _build_memory(trial: Trial, data: Data) -> PerturbationMemory | None:
+    if not trial.memory_bits:
+        return None
+    n, *shape = data.x_train.shape
+    # while epsilon grows, it stays below the trial's
+    return PerturbationMemory(
+        n, tuple(shape), trial.epsilon, bits=trial.memory_bits, device=data.x_train.device
+    )
+
+
+def _build_budget(trial: Trial) -> Callable[[Tensor], Tensor] | None:
+    if trial.budget == "equal":
+        return None
+    return partial(steps_near_boundary, most=2 * trial.steps)
 
 
 def _build_optimizer(trial: Trial, model: nn.Module) -> torch.optim.Optimizer:
@@ -371,7 +479,9 @@ def records_of(trial: Trial, training: Training) -> Iterator[Record]:
         yield record
 
 
-def _at_share_of_epsilon(attack: PGD | NFGSM | BatchMean, share: float) -> PGD | NFGSM | BatchMean:
+def _at_share_of_epsilon(
+    attack: PGD | NFGSM | BatchMean | KLAttack, share: float
+) -> PGD | NFGSM | BatchMean | KLAttack:
     epsilon = share * attack.epsilon
     if isinstance(attack, BatchMean):  # which has no step size
         return replace(attack, epsilon=epsilon)
@@ -414,7 +524,8 @@ def run(
 
     Raises:
         ValueError, TypeError: a setting that cannot be used; a run of other code, see above; a
-            file of the run that cannot be read, which the message names, with what to do.
+            file of the run that cannot be read, which the message names, with what to do; several
+            ranks, as under ``torchrun``, which can train what :func:`build_training` returns.
         TimeoutError: another process still works on this run.
     """
     if if_code_changed not in IF_CODE_CHANGED:
@@ -422,11 +533,19 @@ def run(
             f"if_code_changed is {if_code_changed!r}; "
             f"it must be one of {', '.join(IF_CODE_CHANGED)}."
         )
+    ranks = find_ranks("auto").count
+    if ranks > 1:
+        raise ValueError(
+            f"run is for one process, and here are {ranks} ranks; take build_training(trial), "
+            "and save its state as docs/ranks.md shows."
+        )
     folder = Path(root) / trial.id
     if _is_usable(folder, trial, if_code_changed):
         return folder
+    if trial.compile and begin_compiled_run():
+        _compiled_kinds.clear()
     training = build_training(trial, progress=progress)
-    with _only_one_process(folder, wait):
+    with only_one_process(folder, wait):
         # another process may have finished it in the meantime
         if _is_usable(folder, trial, if_code_changed):
             return folder
@@ -455,7 +574,7 @@ def _compile_before_the_clock(trial: Trial) -> None:
     kind = tuple(value for name, value in settings.items() if name not in changing)
     if kind in _compiled_kinds:
         return
-    training = build_training(replace(trial, evaluate_every=0))
+    training = build_training(replace(trial, evaluate_every=0, evaluate_first=0))
     for _ in range(3):  # on a GPU the second captures a CUDA graph, the third replays it
         next(training, None)
     _compiled_kinds.add(kind)
@@ -474,7 +593,7 @@ def _train(
     with deferred_interrupts() as interrupts:
         try:
             for record in records_of(trial, training):
-                history.last = record
+                history.watch(record, training)
                 if record.accuracy is not None:
                     history.add(record, training)
                     history.write_records(folder)
@@ -543,10 +662,15 @@ def changed_code(folder: str | Path) -> list[str]:
 
 
 @contextmanager
-def _only_one_process(folder: Path, wait: float | None) -> Iterator[None]:
+def only_one_process(folder: Path, wait: float | None) -> Iterator[None]:
     """Hold the lock of a run's folder, which a process loses when it ends in whatever way.
 
     The lock lies beside the folder, so that the folder itself can be put aside.
+
+    Args:
+        wait: seconds to wait for a process that holds it; None waits to its end, with a warning.
+
+    Raises: TimeoutError: another process still holds it.
     """
     locks = folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
@@ -586,6 +710,11 @@ def put_aside(folder: Path) -> None:
     folder.rename(folder.with_name(f"{folder.name}{REPLACED}{now}"))
 
 
+def _batch_accuracy(batch: Batch) -> Tensor:
+    """The share of a batch that was classified as labelled, before its update."""
+    return (batch.logits.argmax(1) == batch.labels).double().mean()
+
+
 class _History:
     """What a run has so far besides its Training.
 
@@ -593,7 +722,6 @@ class _History:
         records: the rows of records.csv.
         stretches: where and by what code the run was begun and gone on with, in order.
         last: the record of the last iteration.
-        batch_accuracy: the share of the last batch that was classified right, before its update.
     """
 
     def __init__(
@@ -605,7 +733,11 @@ class _History:
         self.records = records
         self.stretches = stretches
         self.last: Record | None = None
-        self.batch_accuracy: float | None = None
+        # of the batches since the last row: the sum of their robust accuracies, and how many
+        self.right: Tensor | float = 0.0
+        self.batches = 0
+        self.batch_accuracy: Tensor | float = 0.0  # of the last batch
+        self._watched = 0  # the iteration of that batch
         self._started = time.perf_counter() - wall_seconds
         self._saved_at = time.monotonic()  # when the last checkpoint was written or read
         self._saved_records = -1  # how many records it holds; none is known of yet
@@ -625,15 +757,39 @@ class _History:
     def origin(self, trial: Trial, training: Training) -> dict[str, Any]:
         return {**provenance(trial, training), "stretches": self.stretches}
 
-    def add(self, record: Record, training: Training) -> None:
+    def watch(self, record: Record, training: Training) -> None:
+        """Take note of an iteration, whether a row follows it or not."""
+        self.last = record
         self._look_at_batch(training)
-        self.records.append({**asdict(record), "batch_accuracy": self.batch_accuracy})
+
+    def add(self, record: Record, training: Training) -> None:
+        """Add a row.
+
+        Beside the record it says how hard the drawn examples are: ``batch_accuracy`` is the robust
+        accuracy on this iteration's batch, and ``drawn_accuracy`` its mean over the batches since
+        the row before; each is from before the batch's update. ``met_again`` is the share of all
+        draws so far that met an image which had been drawn before.
+        """
+        images_seen = int(training.seen.sum())
+        row = {
+            "batch_accuracy": float(self.batch_accuracy),
+            "drawn_accuracy": float(self.right / max(1, self.batches)),
+            "met_again": 1 - images_seen / record.examples,
+        }
+        self.records.append({**asdict(record), **row})
+        self.right = 0.0
+        self.batches = 0
 
     def _look_at_batch(self, training: Training) -> None:
-        # there is none after a checkpoint was loaded, whose own value then stands
-        if training.batch is not None:
-            right = training.batch.logits.argmax(1) == training.batch.labels
-            self.batch_accuracy = right.double().mean().item()
+        """Count the last batch, once."""
+        # there is none after a checkpoint was loaded, which has counted it
+        if training.batch is None or training.iteration == self._watched:
+            return
+        # a tensor, as a GPU would have to wait for a number
+        self.batch_accuracy = _batch_accuracy(training.batch)
+        self.right = self.right + self.batch_accuracy
+        self.batches += 1
+        self._watched = training.iteration
 
     def checkpoint_is_due(self) -> bool:
         """Whether the last checkpoint is old enough for another one."""
@@ -656,15 +812,16 @@ class _History:
 
         It holds the records as well, so that the run has those of its own past alone.
         """
-        self._look_at_batch(training)
+        self._look_at_batch(training)  # its record may wait for its evaluation
         state = {
             "id": trial.id,
             "training": training.state_dict(),
             "records": self.records,
             "stretches": self.stretches,
             "wall_seconds": self.wall_seconds,
-            # for a record that waits for its evaluation
-            "batch_accuracy": self.batch_accuracy,
+            "right": float(self.right),
+            "batches": self.batches,
+            "batch_accuracy": float(self.batch_accuracy),
         }
 
         def save_state(path: Path) -> None:
@@ -702,7 +859,9 @@ def _new_or_resumed(
     else:
         training.load_state_dict(state["training"])
         history = _History(state["records"], state["stretches"], state["wall_seconds"])
-        history.batch_accuracy = state.get("batch_accuracy")
+        history.right = state["right"]
+        history.batches = state["batches"]
+        history.batch_accuracy = state["batch_accuracy"]
     history.write_records(folder)  # without those after the checkpoint, which are made again
     history.begin_stretch(trial, training)
     return history
@@ -735,10 +894,15 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         history.save_checkpoint(folder, trial, training)
     final = {}
     if trial.final_restarts:
-        images, labels = training.data.test(slice(trial.final_size))
+        model = training.judged_model()
+        images, labels = training.test_images(trial.final_size)
         judge = trial.judge(trial.final_restarts)
-        final["accuracy"] = accuracy(training.model, images, labels)
-        final["robust_accuracy"] = training.judge(images, labels, judge)
+        final["accuracy"] = accuracy(model, images, labels)
+        final["robust_accuracy"] = training.judge(model, images, labels, judge)
+        auditor = trial.auditor()
+        if auditor is not None:
+            final["full_strength"] = training.judge(model, images, labels, auditor)
+            final["moved"] = movement(model, images, labels, trial.judge())
     info = {
         "status": "done",
         **history.origin(trial, training),
@@ -746,6 +910,31 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         "final": final,
     }
     write_json(folder / "run.json", info)
+
+
+def movement(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: PGD | BatchMean, *, seed: int = 0
+) -> float:
+    """How far an attack moves a pixel on the mean, in units of its epsilon; at most 1 in l-inf.
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K), attacked in eval mode, in batches of 512.
+        images, labels: (n, C, H, W) in [0, 1], and (n,).
+        seed: of the random starts.
+    """
+    if attack.epsilon == 0:
+        return 0.0
+    generator = torch.Generator(images.device).manual_seed(seed)
+    total = 0.0
+    with judging(model, images.device) as interrupts:
+        pairs = zip(images.split(512), labels.split(512), strict=True)
+        for x, y in interrupts.polled(pairs):
+            if isinstance(attack, PGD):
+                adversarial = attack(model, x, y, generator=generator)
+            else:
+                adversarial = attack(model, x, y)
+            total += (adversarial - x).abs().double().sum().item()
+    return total / images.numel() / attack.epsilon
 
 
 def is_done(folder: str | Path) -> bool:
@@ -799,13 +988,17 @@ def _device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+@cache  # a process goes on with the code that it has loaded
 def revision() -> str:
-    """The commit of the code, marked "-dirty" when files differ; "unknown" outside a checkout."""
+    """The commit of the code, marked "-dirty" when files differ.
+
+    Outside a checkout it is what the environment variable CATLIB_REVISION says, else "unknown".
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     try:
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("CATLIB_REVISION") or "unknown"
     return answer.stdout.strip()
 
 

@@ -9,7 +9,7 @@ import catlib
 
 _PACKAGE = Path(catlib.__file__).parent
 # of the laboratory, what decides a run's numbers
-_LABORATORY = ("runs.py", "baselines.py", "similarity.py")
+_LABORATORY = ("runs.py", "baselines.py", "losses.py", "similarity.py")
 
 
 def digest(source: str) -> str:

@@ -3,19 +3,23 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
-from .compare import COSTS, costs, did_not_learn, difference, ends, speed_row
+from .compare import COSTS, costs, did_not_learn, difference, drawn_accuracy, ends, speed_row
 from .study.plan import Piece, pieces_of, profiles
 
 Tables = dict[str, pd.DataFrame]
-KEYS = ["table", "sampling_number", "baseline", "arm"]
+GRIDS = ["sampling_number", "train_size"]  # settings at each value of which arms are compared
+KEYS = ["table", *GRIDS, "baseline", "arm"]
 
 
-def all_pieces() -> list[Piece]:
-    return [piece for profile in profiles() for piece in pieces_of(profile)]
+@lru_cache
+def all_pieces() -> tuple[Piece, ...]:
+    """Every piece of every profile; some thousand trials are checked when they are made."""
+    return tuple(piece for profile in profiles() for piece in pieces_of(profile))
 
 
 def piece_of(table: str) -> Piece:
@@ -39,11 +43,18 @@ def load_tables(results: Path) -> Tables:
 
 
 def _has_pairs(piece: Piece, table: pd.DataFrame) -> bool:
-    """Whether every arm, at every value of the grid, has two seeds or more."""
+    """Whether every arm of the table, at every value of the grid, has two seeds or more.
+
+    An arm that the study plans may be missing altogether: the table is then older than the plan.
+    """
     grid = list(piece.options.get("grid", {}))
+    if not set(grid) <= set(table.columns):
+        return False
+    arms = set(table.arm)
     planned = set()
     for arm, trial in piece.trials:
-        planned.add((arm, *(getattr(trial, name) for name in grid)))
+        if arm in arms:
+            planned.add((arm, *(getattr(trial, name) for name in grid)))
     seeds = table.groupby(["arm", *grid]).seed.nunique()
     return len(seeds) == len(planned) and seeds.min() > 1
 
@@ -61,10 +72,11 @@ def is_complete(piece: Piece, tables: Tables) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms of one table, at one sampling number where the table has several."""
+    """Two arms of one table, at one sampling number or training set where it has several."""
 
     table: str
-    sampling_number: float  # NaN where the table has one only
+    sampling_number: float  # NaN where the table has one only, as the next
+    train_size: float
     baseline: str
     arm: str
     levels: dict
@@ -81,18 +93,29 @@ def comparisons(tables: Tables) -> Iterator[Comparison]:
         if piece.kind != "train" or piece.table not in tables:
             continue
         table = tables[piece.table]
-        parts = [(math.nan, table)]
-        if "sampling_number" in table:
-            parts = list(table.groupby("sampling_number"))
-        for number, records in parts:
+        for values, records in parts_of(table):
+            number, size = values["sampling_number"], values["train_size"]
             for baseline, arm in pairs_of(piece, table):
-                yield Comparison(piece.table, number, baseline, arm, piece.levels, records)
+                yield Comparison(piece.table, number, size, baseline, arm, piece.levels, records)
+
+
+def parts_of(table: pd.DataFrame) -> Iterator[tuple[dict[str, float], pd.DataFrame]]:
+    """A value of each of GRIDS and the rows that have it; NaN where the table has one only."""
+    there = [name for name in GRIDS if name in table]
+    if not there:
+        yield dict.fromkeys(GRIDS, math.nan), table
+        return
+    for values, records in table.groupby(there):
+        yield dict.fromkeys(GRIDS, math.nan) | dict(zip(there, values, strict=True)), records
 
 
 def pairs_of(piece: Piece, table: pd.DataFrame) -> list[tuple[str, str]]:
     """Which arms are compared: those that the study pairs, else every arm with the first."""
     if "pairs" in piece.options:
-        return [(baseline, arm) for baseline, arm in piece.options["pairs"]]
+        arms = set(table.arm)
+        return [
+            (baseline, arm) for baseline, arm in piece.options["pairs"] if {baseline, arm} <= arms
+        ]
     first, *others = dict.fromkeys(table.arm)
     return [(first, arm) for arm in others]
 
@@ -124,7 +147,9 @@ def summary(tables: Tables) -> pd.DataFrame:
 def final(tables: Tables) -> pd.DataFrame:
     """A row a comparison: where the arm stood at the last iteration, and how far from its baseline.
 
-    The difference is that of the robust accuracies, paired by seed.
+    The difference is that of the robust accuracies, paired by seed. Beside it stands the
+    manipulation check, where the table has it: the share of draws that met an image again, and by
+    how much the arm's batches were harder (``drawn_difference`` below 0) than its baseline's.
     """
     rows = []
     for one in comparisons(tables):
@@ -141,5 +166,11 @@ def final(tables: Tables) -> pd.DataFrame:
         row |= {"low": gap.low, "high": gap.high, "p": gap.p}
         row["did_not_learn"] = did_not_learn(last)[one.arm]
         row["coverage"] = arm.coverage.mean()
+        if "drawn_accuracy" in last:
+            drawn = drawn_accuracy(one.records)
+            harder = difference(drawn[one.arm], drawn[one.baseline])
+            row |= {"met_again": arm.met_again.mean(), "drawn_accuracy": drawn[one.arm].mean()}
+            row |= {"drawn_difference": harder.value}
+            row |= {"drawn_low": harder.low, "drawn_high": harder.high}
         rows.append(row)
     return pd.DataFrame(rows).round(4)

@@ -1,5 +1,6 @@
 """The same PGD by others: at the same batch, steps, step size and epsilon, on the same model."""
 
+import importlib.util
 import warnings
 
 import torch
@@ -68,3 +69,13 @@ def art_pgd(model, images, labels, *, epsilon, step_size, steps):
 
 
 OTHERS = {"torchattacks": torchattacks_pgd, "foolbox": foolbox_pgd, "ART": art_pgd}
+MODULES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "ART": "art"}
+
+
+def is_installed(name):
+    return importlib.util.find_spec(MODULES[name]) is not None
+
+
+def missing(name):
+    """What stands in the table in place of a comparison with a package that is not there."""
+    return f"open: {name} is not installed; pip install --no-deps -r requirements-peers.txt"

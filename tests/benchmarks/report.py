@@ -66,8 +66,15 @@ def read(device):
         return list(csv.DictReader(line for line in stream if not line.startswith("#")))
 
 
+def version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def header(device, hardware, threads, loads):
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return [
         f"command: make bench DEVICE={device}",
         f"device: {hardware}; {threads} thread; load average over the run: {loads}",

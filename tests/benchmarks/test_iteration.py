@@ -94,6 +94,9 @@ def torchattacks_loop(data, model, k):
 @pytest.mark.parametrize("k, bar", [(128, "<=0.25"), (512, "<=0.30")])
 def test_cuda_training(benchmark, note, cuda, request, k, bar):
     cuda(7, f"batch {k}", bar)
+    if not peers.is_installed("torchattacks"):
+        note(7, f"batch {k}", bar=bar, met="open", note=peers.missing("torchattacks"))
+        pytest.skip(peers.missing("torchattacks"))
     torch._dynamo.reset()
     data = request.getfixturevalue("cifar10").to("cuda")
     model = catlib.build_model("resnet18", data)

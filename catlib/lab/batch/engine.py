@@ -4,6 +4,7 @@ A job is done at least once and counted once: it is handed out again when its pr
 whatever a job writes must be written whole, and done again it must come out the same.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -18,14 +19,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
-
-from tqdm import tqdm
+from typing import Any, Protocol, Self
 
 from ...files import write_whole
 
 ATTEMPTS = 5  # how often a job is handed out whose process is killed
 MEMORY = 1.5 * 2**30  # bytes that one process of a small run may need
+NAMED = 4  # so many running jobs, at most, are named in a line
 SPAWN = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
 
 
@@ -39,6 +39,10 @@ class Job(Protocol):
     @property
     def error_file(self) -> Path:
         """Where its error is written if it fails; a later success removes it."""
+
+    @property
+    def cost(self) -> float | None:
+        """How long it takes beside the others, in any unit; None if nobody knows."""
 
     def run(self) -> str | None:
         """Run to the end; the word for how it ended, None is "done"."""
@@ -86,7 +90,21 @@ def attempt(job: Job) -> Result:
     except Exception as problem:
         outcome, error = "failed", f"{type(problem).__name__}: {problem}"
         details = traceback.format_exc()
+    if outcome == "failed" and speaks_of_a_full_disk(error):
+        error += f"\n    {full_disk(job.error_file.parent)}"
     return Result(job, outcome, time.perf_counter() - started, error, details)
+
+
+def speaks_of_a_full_disk(error: str) -> bool:
+    """Whether this is the error of a full disk, of Python or of torch.save, which has its own."""
+    of_the_system = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+    of_torch = ("PytorchStreamWriter failed", "unexpected pos")
+    return any(words in error for words in of_the_system + of_torch)
+
+
+def full_disk(folder: Path) -> str:
+    """What to do about a disk that is full."""
+    return f"the disk of {folder} is full: make room there, and the same command goes on"
 
 
 def killed_too_often(job: Job) -> Result:
@@ -362,7 +380,7 @@ def run_jobs(
         after: called with each result when it comes.
     """
     results = []
-    with Progress(len(jobs), where) as progress:
+    with Progress(jobs, where) as progress:
         for result in where.run(jobs, progress.started):
             note_error(result)
             progress.finished(result)
@@ -384,57 +402,103 @@ def note_error(result: Result) -> None:
         print(f"{path} could not be written: {error}", file=sys.stderr)
 
 
+def bar_of(total: int) -> Any:
+    """A bar for a terminal."""
+    from tqdm import tqdm  # a machine for training may lack it, and has no terminal
+
+    form = "{n_fmt}/{total_fmt} |{bar:20}| {desc}"
+    return tqdm(total=total, bar_format=form, leave=False, dynamic_ncols=True)
+
+
 class Progress:
     """A line for every job that ends; on a terminal also a bar with what is running."""
 
-    def __init__(self, total: int, where: Where) -> None:
-        self.total = total
+    def __init__(self, jobs: Sequence[Job], where: Where) -> None:
+        self.total = len(jobs)
         self.where = where
-        self.running: list[str] = []
-        self.seconds: list[float] = []
+        self.costs = costs_of(jobs)
+        self.running: dict[str, float] = {}  # when each was handed out, by its name
+        self.done: dict[str, float] = {}  # how many seconds each took
         self.failed = 0
-        self.bar = tqdm(
-            total=total,
-            disable=not sys.stderr.isatty(),
-            bar_format="{n_fmt}/{total_fmt} |{bar:20}| {desc}",
-            leave=False,
-        )
+        self.over = threading.Event()
+        self.clock = threading.Thread(target=self._tick, daemon=True)
+        self.bar: Any = bar_of(self.total) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.clock.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.over.set()
+            self.clock.join()
+            self.bar.close()
 
     def started(self, job: Job) -> None:
-        if job.name not in self.running:
-            self.running.append(job.name)
-        self.bar.set_description_str(self.state())
+        self.running.setdefault(job.name, time.monotonic())
+        if self.bar is not None:
+            self.bar.set_description_str(self.state())
+        elif not self.done:  # later lines name what is running
+            print(f"{0:>4}/{self.total}  begun             {job.name}", flush=True)
 
     def finished(self, result: Result) -> None:
-        self.running.remove(result.job.name)
-        self.seconds.append(result.seconds)
+        self.running.pop(result.job.name)
+        self.done[result.job.name] = result.seconds
         self.failed += result.failed
-        line = f"{len(self.seconds):>4}/{self.total}  {result.outcome:<8}"
+        line = f"{len(self.done):>4}/{self.total}  {result.outcome:<8}"
         line += f"{result.seconds:6.0f} s  {result.job.name}"
-        if self.bar.disable:
+        if self.bar is None:
             line += f"   ({self.state()})"
         if result.failed:
             line += f"\n    {result.error}"
-        tqdm.write(line, file=sys.stdout)
+        if self.bar is None:
+            print(line, flush=True)
+            return
+        self.bar.write(line, file=sys.stdout)  # above the bar
         sys.stdout.flush()
         self.bar.update()
         self.bar.set_description_str(self.state())
 
+    def _tick(self) -> None:
+        """Keep the time left up to date while no job begins or ends."""
+        while not self.over.wait(1):
+            self.bar.set_description_str(self.state())
+
     def state(self) -> str:
-        parts = [f"{len(self.running)} running", f"{self.failed} failed"]
-        if self.seconds and len(self.seconds) < self.total:
-            parts.append(f"about {self.time_left()} left")
-        if not self.bar.disable:
-            parts.append(", ".join(self.running))
+        parts = [f"{self.failed} failed"]
+        if self.done and len(self.done) < self.total:
+            parts.append(f"about {in_words(self.seconds_left())} left")
+        running = list(self.running)  # a copy, as another thread asks too
+        parts.append(f"{len(running)} running")
+        if 0 < len(running) <= NAMED:
+            parts[-1] += f": {', '.join(running)}"
         return ", ".join(parts)
 
-    def time_left(self) -> str:
-        mean = sum(self.seconds) / len(self.seconds)
-        seconds = mean * (self.total - len(self.seconds)) / self.where.count
-        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    def seconds_left(self) -> float:
+        """An estimate, from what a unit of cost has taken so far."""
+        done = dict(self.done)
+        pace = sum(done.values()) / sum(self.costs[name] for name in done)
+        work = pace * sum(cost for name, cost in self.costs.items() if name not in done)
+        for name, since in list(self.running.items()):
+            work -= min(time.monotonic() - since, pace * self.costs[name])
+        return work / self.where.count
+
+
+def costs_of(jobs: Sequence[Job]) -> dict[str, float]:
+    """The cost of each job by its name; one that is not known is taken for the mean of the others.
+
+    A cost is more than 0.
+    """
+    known = [job.cost for job in jobs if job.cost]
+    mean = sum(known) / len(known) if known else 1.0
+    return {job.name: job.cost or mean for job in jobs}
+
+
+def in_words(seconds: float) -> str:
+    """A time to wait, such as "3 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

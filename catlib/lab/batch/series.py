@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .engine import Processes, run_jobs, workers_that_fit
+from .engine import run_jobs
 from .notebooks import course_notebooks, parameter_names
+from .place import place
 from .units import SeriesUnit, check_datasets, check_folder, from_anywhere, inside
 
 
@@ -47,20 +48,21 @@ def run_series(
         timeout: seconds that one cell may take.
         workers: notebooks executed at a time; None is as many as cores and memory allow.
 
-    Raises: ValueError: the dataset cannot be used, or nothing can be written to ``out``.
+    Raises: ValueError: the dataset cannot be used, nothing can be written to ``out``, or the disk
+        or the memory has too little room.
     """
     check_datasets([dataset])
     folder = series_folder(dataset, out)
-    dataset = from_anywhere(dataset)
-    check_folder(folder)
-    (folder / "table.csv").unlink(missing_ok=True)  # so that it is of this run, if it is there
-    values = {"dataset": dataset, "output_dir": str(folder)}
+    values = {"dataset": from_anywhere(dataset), "output_dir": str(folder)}
     units = []
     for notebook in course_notebooks():
         names = parameter_names(notebook)
         own = {name: value for name, value in values.items() if name in names}
         units.append(SeriesUnit(notebook, own, folder, timeout))
-    with Processes(min(workers or workers_that_fit(), len(units))) as processes:
+    where = place(len(units), folder, workers=workers)
+    check_folder(folder)
+    (folder / "table.csv").unlink(missing_ok=True)  # so that it is of this run, if it is there
+    with where as processes:
         results = run_jobs(units, processes)
     failed = {result.job.name for result in results if result.failed}
     return Series(

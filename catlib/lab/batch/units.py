@@ -6,10 +6,11 @@ import re
 import shutil
 import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from ...data import find_data, load_data
 from ..runs import Trial, changed_code, is_done, run, write_json
@@ -20,6 +21,8 @@ from .parameters import Parameter, parameters_of_trials, unknown_name, values_in
 
 TRIAL = "trial"
 LEAST_FREE = 50 * 2**20  # bytes of disk below which nothing is started
+LEAST_MEMORY = 300 * 2**20  # bytes that PyTorch alone takes in a process
+HEAVIER = {"resnet18": 100}  # how many times as long as in the cnn an image takes, about
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,31 @@ class TrialUnit:
 
     @property
     def folder(self) -> Path:
-        return inside(self.root, self.name)
+        return inside(self.root, self.trial.id)
 
     @property
     def error_file(self) -> Path:
         return self.folder / "error.txt"
 
     @property
+    def record(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
     def dataset(self) -> str:
         return self.trial.dataset
+
+    @property
+    def cost(self) -> float | None:
+        """How many images go through the model, about; more for a larger model."""
+        trial = self.trial
+        iterations = trial.iterations or 1
+        images = float(iterations * trial.sampling_number * (trial.steps * trial.restarts + 1))
+        if trial.evaluate_every:
+            evaluations = iterations / trial.evaluate_every
+            images += evaluations * trial.evaluation_size * (trial.evaluation_steps + 2)
+        images += trial.final_restarts * (trial.final_size or 10_000) * trial.evaluation_steps
+        return images * HEAVIER.get(trial.model, 1)
 
     def is_done(self) -> bool:
         return is_done(self.folder)
@@ -52,8 +71,9 @@ class TrialUnit:
     def changed_code(self) -> list[str]:
         return changed_code(self.folder)
 
-    def run(self) -> None:
+    def run(self) -> str | None:
         run(self.trial, self.root, if_code_changed=self.if_code_changed)
+        return None
 
 
 @dataclass(frozen=True)
@@ -68,9 +88,15 @@ class NotebookUnit:
     values: dict[str, Any]
     root: Path
     cell_timeout: int = 3600
+    cost: ClassVar[None] = None
 
     @property
     def name(self) -> str:
+        return self.id
+
+    @property
+    def id(self) -> str:
+        """The name of its folder: the notebook's, its parameters, and a digest of these."""
         chosen = "-".join(f"{name}={value}" for name, value in self.values.items())
         readable = re.sub(r"[^\w.=+-]+", "_", chosen)[:80]
         digest = hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:8]
@@ -78,7 +104,11 @@ class NotebookUnit:
 
     @property
     def folder(self) -> Path:
-        return inside(self.root, self.name)
+        return inside(self.root, self.id)
+
+    @property
+    def output(self) -> Path:
+        return self.folder / self.notebook.name
 
     @property
     def error_file(self) -> Path:
@@ -112,7 +142,7 @@ class NotebookUnit:
         if "output_dir" in parameters_of(self.notebook):
             values.setdefault("output_dir", str(self.folder.resolve()))
         started = time.perf_counter()
-        execute_or_fail(self.notebook, self.folder / self.notebook.name, values, self.cell_timeout)
+        execute_or_fail(self.notebook, self.output, values, self.cell_timeout)
         info = {
             "status": "done",
             "notebook": self.notebook.name,
@@ -134,6 +164,7 @@ class SeriesUnit:
     values: dict[str, Any]
     folder: Path
     cell_timeout: int = 3600
+    cost: ClassVar[None] = None
 
     @property
     def name(self) -> str:
@@ -246,10 +277,8 @@ def units_for(
 
     Raises: ValueError: a trial cannot have such settings.
     """
-    from sklearn.model_selection import ParameterGrid
-
     units: dict[str, Unit] = {}
-    for combination in ParameterGrid(dict(values)):
+    for combination in combinations(values):
         unit: Unit
         if what == TRIAL:
             unit = TrialUnit(Trial(**combination), root, if_code_changed)
@@ -259,6 +288,13 @@ def units_for(
             unit = NotebookUnit(Path(what).resolve(), combination, root, cell_timeout)
         units.setdefault(unit.name, unit)
     return list(units.values())
+
+
+def combinations(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the values of each name; the last name in the alphabet changes first."""
+    names = sorted(values)
+    for chosen in product(*(values[name] for name in names)):
+        yield dict(zip(names, chosen, strict=True))
 
 
 def from_anywhere(dataset: str) -> str:
@@ -271,7 +307,7 @@ def from_anywhere(dataset: str) -> str:
 
 
 def to_do(units: list[Unit], if_code_changed: str) -> list[Unit]:
-    """The units that are not done yet.
+    """The units that are not done yet, the longest first, lest one of them is left at the end.
 
     Args:
         if_code_changed: what to do with those that other code finished: "refuse", "repeat", or
@@ -281,7 +317,7 @@ def to_do(units: list[Unit], if_code_changed: str) -> list[Unit]:
     """
     left = [unit for unit in units if not unit.is_done()]
     if if_code_changed == "reuse":
-        return left
+        return sorted(left, key=by_cost)
     changed = {unit.name: unit.changed_code() for unit in units if unit.is_done()}
     other = [unit for unit in units if changed.get(unit.name)]
     if other and if_code_changed == "refuse":
@@ -292,10 +328,18 @@ def to_do(units: list[Unit], if_code_changed: str) -> list[Unit]:
             "--if-code-changed repeat (run them anew) or reuse (take them as they are); "
             "or choose another folder with --out"
         )
-    return left + other
+    return sorted(left + other, key=by_cost)
 
 
-def shard(units: list[Unit], part: str) -> list[Unit]:
+def by_cost(unit: Unit) -> float:
+    """A key that sorts the longest first."""
+    return -(unit.cost or 0)
+
+
+T = TypeVar("T")
+
+
+def shard(units: list[T], part: str) -> list[T]:
     """The units of one of n machines that share a batch: "2/5" is the second of five.
 
     Raises: ValueError: the text is not of that form.
@@ -314,15 +358,20 @@ def check_datasets(names: Iterable[str | None]) -> None:
 
     Raises: ValueError: one cannot be used.
     """
-    for name in sorted({name for name in names if name is not None}):
+    asked_for = {name for name in names if name is not None}
+    for name in sorted(asked_for - {"digits"}):  # which are embedded
         try:
             load_data(name)
         except Exception as error:
-            raise ValueError(f"the dataset {name!r} cannot be used: {error}") from error
+            why = " ".join(str(error).split())  # that of a download has many lines
+            raise ValueError(f"the dataset {name!r} cannot be used: {why}") from error
 
 
-def check_folder(root: Path) -> None:
+def check_folder(root: Path, option: str = "--out") -> None:
     """Make the folder of the output.
+
+    Args:
+        option: of the command, with which people choose the folder.
 
     Raises: ValueError: nothing can be written there, or its disk is nearly full.
     """
@@ -334,10 +383,26 @@ def check_folder(root: Path) -> None:
         free = shutil.disk_usage(root).free
     except OSError as error:
         raise ValueError(
-            f"nothing can be written to {root} ({error.strerror}); choose another folder with --out"
+            f"nothing can be written to {root} ({error.strerror}); "
+            f"choose another folder with {option}"
         ) from error
     if free < LEAST_FREE:
         raise ValueError(
             f"the disk of {root} has only {free / 2**20:.0f} MB free; "
-            "make room, or choose another folder with --out"
+            f"make room, or choose another folder with {option}"
+        )
+
+
+def check_memory(count: int) -> None:
+    """See whether this machine can hold so many processes.
+
+    Raises: ValueError: its free memory cannot.
+    """
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if free < count * LEAST_MEMORY:
+        raise ValueError(
+            f"{free / 2**20:.0f} MB of memory are free, and {count} runs at a time need at least "
+            f"{count * LEAST_MEMORY / 2**20:.0f} MB; end other programs, or choose fewer --workers"
         )

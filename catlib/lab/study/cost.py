@@ -14,6 +14,7 @@ CHECKPOINT_BYTES = {"resnet18": 90_000_000, "cnn": 2_300_000}
 STARTS_OF_SIMILARITY = 2  # the attack begins from the same and from fresh random points
 CHECKS_OF_STALENESS = 6
 STALENESS_IMAGES = 1000
+FORWARDS_OF_A_PASS = 3  # a gradient takes about twice as long as what it is the gradient of
 AUTOATTACK_PASSES = 1000  # an image: APGD-CE is 100 steps, APGD-T nine times as many
 
 
@@ -107,6 +108,8 @@ def _evaluation_passes(trial: Trial, iterations: int) -> int:
     checks = -(-iterations // trial.evaluate_every) if trial.evaluate_every else 0
     # accuracy, the image itself, and the iterates of the attack
     passes = checks * trial.evaluation_size * (trial.evaluation_steps + 2)
+    judgements = checks + (1 if trial.final_restarts else 0)
+    passes += judgements * -(-trial.recalibrate // FORWARDS_OF_A_PASS)
     if trial.final_restarts:
         images = trial.final_size or TEST_IMAGES
         passes += images * (trial.evaluation_steps * trial.final_restarts + 2)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
+from ..batch.units import combinations
 from ..runs import Trial
 
 CONFIGURATION = Path(__file__).with_name("study.toml")
@@ -87,17 +88,16 @@ def make_trials(profile_settings: dict, entry: dict, tiny: dict) -> list[tuple[s
 
     The seed changes last, so that arms which are compared by seed finish close together.
     """
-    from sklearn.model_selection import ParameterGrid  # takes a second to import
-
     settings = profile_settings | {key: entry[key] for key in entry if key in SETTINGS}
     grid = entry.get("grid", {})
     seeds = entry.get("seeds", 0)
     if tiny:
         grid = {name: values[:2] for name, values in grid.items()}
+        tiny = {name: value for name, value in tiny.items() if name not in grid}
         seeds = min(seeds, 1)
     trials = []
     for seed in range(seeds):
-        for combination in ParameterGrid(grid):
+        for combination in combinations(grid):
             for arm in entry.get("arms", ()):
                 changed = configuration()["arms"][arm] | combination | {"seed": seed}
                 trials.append((arm, make_trial(settings | changed, tiny)))
@@ -131,6 +131,6 @@ def shrink(settings: dict, tiny: dict) -> dict:
     small = settings | tiny
     if "steps" in tiny and steps <= tiny["steps"]:
         small["steps"] = steps  # an attack that is shorter than the tiny one keeps its length
-    small["sampling_number"] = max(2, settings.get("sampling_number", 128) // 16)
+    small["sampling_number"] = max(2, settings.get("sampling_number", 128) // 8)
     small["final_restarts"] = min(small.get("final_restarts", 0), 2)
     return small

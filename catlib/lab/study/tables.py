@@ -20,6 +20,8 @@ DIGITS = {
     "accuracy": 4,
     "robust_accuracy": 4,
     "batch_accuracy": 4,
+    "drawn_accuracy": 4,
+    "met_again": 4,
 }
 
 
@@ -154,19 +156,36 @@ def training_lines(trials: list[Trial]) -> dict[str, str]:
     step_size = of("step_size").replace("None", "2.5 epsilon / steps")
     return {
         "dataset": dataset,
-        "model": of("model"),
+        "model": _model_of(trials),
         "threat model": f"{of('norm')}, epsilon {of('epsilon')}, images in [0, 1]",
         "training attack": (
             f"{of('crafting')}, {of('steps')} steps of {step_size}, "
             f"{of('restarts')} restarts, rule {of('rule')}"
         ),
         "update": (
-            f"{of('optimizer')}, learning rate {of('learning_rate')}, schedule {of('schedule')}, "
+            f"{_loss_of(trials)}{of('optimizer')}, "
+            f"learning rate {of('learning_rate')}, schedule {of('schedule')}, "
             f"weight decay {of('weight_decay')}, batch {of('sampling_number')}, "
             f"augmentation {of('augment')}, "
             f"epsilon grows over {of('epsilon_warm_up')} iterations"
         ),
     }
+
+
+def _model_of(trials: list[Trial]) -> str:
+    """The models, with the width of a ResNet that is not the published one."""
+    names = []
+    for trial in trials:
+        slim = "" if trial.width is None else f", width {trial.width} instead of 64"
+        names.append(f"{trial.model}{slim}")
+    return in_one_line(names)
+
+
+def _loss_of(trials: list[Trial]) -> str:
+    """The losses, with beta where one uses it; empty if all are the usual one."""
+    if all(trial.loss == "cross-entropy" for trial in trials):
+        return ""
+    return f"loss {values_of(trials, 'loss')} (beta {values_of(trials, 'beta')}), "
 
 
 def evaluation_lines(trials: list[Trial]) -> dict[str, str]:
@@ -177,19 +196,53 @@ def evaluation_lines(trials: list[Trial]) -> dict[str, str]:
 
     lines = {
         "evaluation": (
-            f"first {of('evaluation_size')} test images, PGD-{of('evaluation_steps')}, "
+            f"{_subset_of(trials, 'evaluation_size')} test images, PGD-{of('evaluation_steps')}, "
             f"one random start, rule {of('evaluation_rule')}; "
-            f"tick: every {of('evaluate_every')} iterations; "
+            f"tick: {_tick_of(trials)}; "
             f"batch_accuracy is on the training batch, before its update"
+            f"{_recalibration_of(trials)}"
         )
     }
     if any(trial.final_restarts for trial in trials):
-        images = of("final_size").replace("None", "all")
+        images = _subset_of(trials, "final_size")
         lines["final"] = (
             f"PGD-{of('evaluation_steps')} with {of('final_restarts')} restarts "
             f"on {images} test images"
         )
+    if any(trial.audit_epsilon is not None for trial in trials):
+        lines["audit"] = (
+            f"final_full_strength is by signed PGD-20 at epsilon {of('audit_epsilon')}, "
+            "final_moved the mean change of a pixel by the evaluation's attack, in its epsilons"
+        )
     return lines
+
+
+def _subset_of(trials: list[Trial], name: str) -> str:
+    """Which test images, as "first 200", "200 spread over all" or "all"."""
+    words = []
+    for trial in trials:
+        count = getattr(trial, name)
+        if count is None:
+            words.append("all")
+        elif trial.evaluation_subset == "first":
+            words.append(f"first {count}")
+        else:
+            words.append(f"{count} spread over all")
+    return in_one_line(words)
+
+
+def _tick_of(trials: list[Trial]) -> str:
+    tick = f"every {values_of(trials, 'evaluate_every')} iterations"
+    if any(trial.evaluate_first for trial in trials):
+        tick = f"every iteration up to {values_of(trials, 'evaluate_first')}, then {tick}"
+    return tick
+
+
+def _recalibration_of(trials: list[Trial]) -> str:
+    if not any(trial.recalibrate for trial in trials):
+        return ""
+    images = values_of(trials, "recalibrate")
+    return f"; batch norm's statistics are of {images} clean training images"
 
 
 def values_of(trials: list[Trial], name: str) -> str:

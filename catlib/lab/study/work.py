@@ -1,48 +1,70 @@
-"""The work of the study: every kind of piece as jobs that are done once and saved one by one.
+"""The work of the study: the units of its pieces, run by one engine, and what is written of them.
 
-A job that is saved is never repeated, so a study that was paused or killed goes on with the first
-that is not.
+A unit that is done is never repeated, so a study that was paused or killed goes on with those that
+are not. The units of all pieces are handed out together, in the order of the pieces, so that no
+worker waits for the end of a piece.
 """
 
-import json
+import importlib.util
+import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import torch
-
-from catlib import PGD, Training
-from catlib.training import Record
 
 from ...files import write_whole
-from ..batch import execute, parameter_names
-from ..batch.engine import Failure, Job, Pause, Processes, Result, ThisProcess, run_jobs
-from ..batch.units import NotebookUnit
-from ..judge import AUTOATTACK_PART, Measurement, measurements, together
+from ..batch.engine import Failure, Result, ThisProcess, Where, run_jobs
+from ..batch.notebooks import parameter_names
+from ..batch.place import check_choice, place
+from ..batch.units import check_datasets, check_folder, shard
+from ..judge import autoattack_is_installed, together
 from ..paths import NOTEBOOKS, RESULTS, ROOT
-from ..runs import (
-    IF_CODE_CHANGED,
-    Trial,
-    build_training,
-    changed_code,
-    is_done,
-    provenance,
-    put_aside,
-    read_run,
-    run,
-    write_json,
-)
-from ..similarity import neighbour_similarity, staleness
-from ..site import write_site
-from ..sources import differing
+from ..runs import IF_CODE_CHANGED, Trial, put_aside
 from .cost import Speed, finals_of, seconds_of_runs
 from .plan import Piece, pieces_of
 from .tables import Finished, finished_in, finished_runs, write_result, write_table
+from .units import (
+    PARTS,
+    FinalUnit,
+    SimilarityUnit,
+    StudyNotebook,
+    StudyTrial,
+    TrainUnit,
+    autoattack_size,
+    final_models,
+)
 
-Where = ThisProcess | Processes
-HERE = ThisProcess()
+StudyUnit = StudyTrial | StudyNotebook
+
+# what a notebook imports, and what executes it and makes a page of it
+NOTEBOOK_PACKAGES = (
+    "papermill",
+    "nbclient",
+    "nbformat",
+    "nbconvert",
+    "ipykernel",
+    "ipywidgets",
+    "anywidget",
+    "matplotlib",
+    "plotly",
+    "bs4",
+    "latex2mathml",
+)
+INSTALL = "pip install -e '.[notebooks]' brings them; the same command then does the rest."
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A piece and its units."""
+
+    piece: Piece
+    units: Sequence[StudyUnit]
+
+    def write(self, runs: Path, results: Path) -> None:
+        """Write what is there of the piece so far."""
+        KINDS[self.piece.kind].write(self, runs, results)
 
 
 def study(
@@ -53,7 +75,9 @@ def study(
     minutes: float | None = None,
     runs: Path | None = None,
     results: Path | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    part: str | None = None,
     seeds: Collection[int] = (),
     speed: Speed | None = None,
     if_code_changed: str = "refuse",
@@ -61,25 +85,33 @@ def study(
     """Run the pieces of a profile, or those named.
 
     Args:
-        seeds: only the runs of these seeds; empty is all. The tables hold what is finished.
-        speed: of this machine, to say beforehand how long each piece takes.
         minutes: stop, saved, after so long; None goes on to the end.
         runs: folder of the runs; None is ``runs/study/<profile>`` (with ``-tiny`` at that scale).
         results: folder of the tables; None is ``data/results``, for smoke and tiny ``results``
             beside the runs.
-        workers: runs at a time; 1 runs them in this process, more in processes of their own.
+        workers: processes, each with one run at a time and one thread; None runs one after another
+            in this process, with all its threads, so that nothing disturbs the times in the tables.
+        scheduler: address of a Dask scheduler, whose workers run all in place of processes here.
+        part: run only this part, such as "2/5", the second of five.
+        seeds: only the runs of these seeds, and no notebook; empty is all. The tables hold what is
+            finished.
+        speed: of this machine's GPU, to say beforehand how long the runs of each piece take.
         if_code_changed: what to do with runs that other code made: "refuse" raises an error,
             "repeat" puts them aside and makes them anew, "reuse" takes them as they are.
 
     Returns: True when all of it is done, False when the time was up before.
 
     Raises:
-        ValueError: there is no such profile, or it has no piece of one of the names; or there are
-            runs of other code, and they are to be refused.
+        ValueError: there is no such profile, or it has no piece of one of the names or no run of
+            one of the seeds; a piece of
+            ``names`` needs packages that are not installed (without ``names`` it is left out, and
+            said to be); there are runs of other code, and they are to be refused; or a dataset, a
+            folder, the disk or the memory will not do. Nothing was started.
         Failure: some runs failed; all others were done before.
     """
+    check_choice(workers, scheduler)
     runs, results = folders(profile, scale, runs, results)
-    deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+    deadline = time.time() + 60 * minutes if minutes else float("inf")
     pieces = pieces_of(profile, scale)
     unknown = set(names) - {piece.name for piece in pieces}
     if unknown:
@@ -87,41 +119,151 @@ def study(
             f"{profile} has no piece {', '.join(sorted(unknown))}; "
             f"it has: {', '.join(piece.name for piece in pieces)}."
         )
-    chosen = [piece for piece in pieces if not names or piece.name in names]
-    _check_seeds(chosen, seeds)
-    settle_other_code(chosen, runs, results, if_code_changed)
+    chosen = possible([piece for piece in pieces if not names or piece.name in names], names)
+    planned = [Planned(piece, KINDS[piece.kind].units(piece, runs, deadline)) for piece in chosen]
+    units = of_seeds(each_once(planned), seeds)
+    if part is not None:
+        units = shard(units, part)
+    settle_other_code(units, runs, if_code_changed)
+    left = [unit for unit in units if not unit.is_done()]
     failed: list[Result] = []
-    try:
-        with ThisProcess() if workers == 1 else Processes(workers) as where:
-            for piece in chosen:
-                if speed is not None:
-                    say_time_left(piece, runs, seeds, speed, workers)
-                failed += KINDS[piece.kind](piece, runs, results, deadline, where, seeds)
-    except Pause:
-        return False
+    if left:
+        check_datasets(unit.dataset for unit in left)
+        check_folder(runs, "--runs")
+        check_folder(results, "--results")
+        with place_for(len(left), runs, workers, scheduler) as where:
+            if speed is not None:
+                say_time_left(planned, left, speed, where.count)
+            outcomes = work_through(left, planned, where, runs, results)
+        if any(result.outcome == "paused" for result in outcomes):
+            return False
+        failed = [result for result in outcomes if result.failed]
+    for one in planned:
+        one.write(runs, results)
     if failed:
         files = "".join(f"\n    {result.job.error_file}" for result in failed)
         raise Failure(f"{len(failed)} runs failed; why, is said in{files}")
     return True
 
 
-def _check_seeds(pieces: Sequence[Piece], seeds: Collection[int]) -> None:
-    """Raises: ValueError: none of the pieces has runs of one of the seeds."""
-    there = {trial.seed for piece in pieces for _, trial in piece.trials}
+def possible(pieces: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
+    """The pieces whose packages are installed; what the others lack is printed in a sentence.
+
+    Raises: ValueError: one of the others is among ``names``, the pieces that were asked for.
+    """
+    lacking = {piece.name: lacking_packages(piece) for piece in pieces}
+    impossible = {name: packages for name, packages in lacking.items() if packages}
+    listed = "; ".join(f"{name} ({', '.join(packages)})" for name, packages in impossible.items())
+    if set(names) & set(impossible):
+        raise ValueError(f"packages are missing here for {listed}. {INSTALL}")
+    if impossible:
+        print(f"Left out, as packages are missing here: {listed}. {INSTALL}", flush=True)
+    without_autoattack = [piece.name for piece in pieces if piece.kind == "finals"]
+    if without_autoattack and not autoattack_is_installed():
+        print(
+            f"Measured without AutoAttack, as pyautoattack is missing here: "
+            f"{', '.join(without_autoattack)}. {INSTALL}",
+            flush=True,
+        )
+    return [piece for piece in pieces if piece.name not in impossible]
+
+
+def lacking_packages(piece: Piece) -> list[str]:
+    """The packages that a piece cannot do without and that are not installed."""
+    if piece.kind != "notebook":
+        return []
+    return [name for name in NOTEBOOK_PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def place_for(most: int, runs: Path, workers: int | None, scheduler: str | None) -> Where:
+    """Where so many units run."""
+    if workers is None and scheduler is None:
+        return ThisProcess()
+    return place(most, runs, workers=workers, scheduler=scheduler)
+
+
+def each_once(planned: Sequence[Planned]) -> list[StudyUnit]:
+    """The units of all pieces in their order; a run that pieces share is one unit."""
+    units: dict[Path, StudyUnit] = {}
+    for one in planned:
+        for unit in one.units:
+            units.setdefault(unit.record, unit)
+    return list(units.values())
+
+
+def of_seeds(units: Sequence[StudyUnit], seeds: Collection[int]) -> list[StudyUnit]:
+    """The units whose trials have one of the seeds; all of them if no seed is given.
+
+    Raises: ValueError: there is no unit of one of the seeds.
+    """
+    if not seeds:
+        return list(units)
+    of_trials = [unit for unit in units if isinstance(unit, StudyTrial)]
+    there = {unit.trial.seed for unit in of_trials}
     unknown = sorted(set(seeds) - there)
     if unknown:
         raise ValueError(
             f"no run has the seed {', '.join(map(str, unknown))}; "
-            f"the pieces have runs of the seeds {', '.join(map(str, sorted(there)))}."
+            f"the pieces have runs of the seeds {', '.join(map(str, sorted(there))) or 'none'}."
         )
+    return [unit for unit in of_trials if unit.trial.seed in seeds]
 
 
-def settle_other_code(
-    pieces: Sequence[Piece], runs: Path, results: Path, if_code_changed: str
+def say_time_left(
+    planned: Sequence[Planned], left: Sequence[StudyUnit], speed: Speed, workers: int
 ) -> None:
+    """Print of each piece how many runs are left, and about how long they take."""
+    waiting = {unit.record for unit in left}
+    for one in planned:
+        units = [unit for unit in one.units if unit.record in waiting]
+        trials = [unit.trial for unit in units if isinstance(unit, TrainUnit | SimilarityUnit)]
+        waiting -= {unit.record for unit in units}  # a run that pieces share is said once
+        if trials:
+            judged = next((unit.finals for unit in units if isinstance(unit, TrainUnit)), None)
+            minutes = seconds_of_runs(one.piece, trials, speed, judged) / 60 / workers
+            print(
+                f"{one.piece.table}: {len(trials)} runs left, about {minutes:.1f} min", flush=True
+            )
+
+
+def work_through(
+    left: Sequence[StudyUnit],
+    planned: Sequence[Planned],
+    where: Where,
+    runs: Path,
+    results: Path,
+) -> list[Result]:
+    """Run the units as they become ready, and write the tables of a piece after each of its own."""
+
+    def write_tables(result: Result) -> None:
+        for one in planned:
+            if result.job.error_file in {unit.error_file for unit in one.units}:
+                write_or_say(one, runs, results)
+
+    outcomes: list[Result] = []
+    while ready := [unit for unit in left if unit.is_ready()]:
+        outcomes += run_jobs(ready, where, write_tables)
+        if any(result.outcome == "paused" for result in outcomes):
+            return outcomes
+        names = {unit.name for unit in ready}
+        left = [unit for unit in left if unit.name not in names]
+    for unit in left:
+        print(f"not yet: {unit.name}, which needs a run that is not done", flush=True)
+    return outcomes
+
+
+def write_or_say(one: Planned, runs: Path, results: Path) -> None:
+    """Write what is there of a piece; a full disk must not end the runs that still go on."""
+    try:
+        one.write(runs, results)
+    except OSError as error:
+        print(f"the table of {one.piece.name} could not be written: {error}", file=sys.stderr)
+
+
+def settle_other_code(units: Sequence[StudyUnit], runs: Path, if_code_changed: str) -> None:
     """Refuse what other code made, make room for it to be made anew, or leave it, as is asked for.
 
-    It is about the folders of runs, finished or begun, and about executed notebooks.
+    It is about runs, finished or begun, and about executed notebooks.
 
     Raises: ValueError: other code made some of them, and they are to be refused.
     """
@@ -132,324 +274,99 @@ def settle_other_code(
         )
     if if_code_changed == "reuse":
         return
-    places = {run_folder(piece, runs, trial) for piece in pieces for _, trial in piece.trials}
-    folders_made = [folder for folder in sorted(places) if (folder / "run.json").exists()]
-    notebooks = [notebook_files(piece, results) for piece in pieces if piece.kind == "notebook"]
-    notebooks_made = [files for files in notebooks if files.exist()]
-
-    changed = {folder: changed_code(folder) for folder in folders_made}
-    changed |= {files.executed: files.changed_code() for files in notebooks_made}
-    other = [path for path, names in changed.items() if names]
-    if other and if_code_changed == "refuse":
-        names = ", ".join(changed[other[0]][:5])
+    made = [unit for unit in units if unit.record.exists()]
+    changed = {unit.folder: names for unit in made if (names := unit.changed_code())}
+    if changed and if_code_changed == "refuse":
+        folder, names = next(iter(changed.items()))
         raise ValueError(
-            f"{len(other)} of {len(changed)} runs in {runs} were made by other code, such as "
-            f"{other[0].name}; what differs: {names}. Say what to do with them: "
+            f"{len(changed)} of {len(made)} runs in {runs} were made by other code, such as "
+            f"{folder.name}; what differs: {', '.join(names[:5])}. Say what to do with them: "
             "--if-code-changed repeat (make them anew) or reuse (take them as they are); "
             "or choose another folder with --runs."
         )
-    for folder in folders_made:
-        if changed[folder]:
-            put_aside(folder)
-    for files in notebooks_made:
-        if changed[files.executed]:
-            files.remove()
-
-
-def run_folder(piece: Piece, runs: Path, trial: Trial) -> Path:
-    """Where a piece keeps what it measures of a trial."""
-    if piece.kind == "similarity":
-        return similarity_folder(runs, trial)
-    return runs / trial.id
+    for folder in changed:
+        put_aside(folder)
 
 
 def folders(
     profile: str, scale: str, runs: Path | None = None, results: Path | None = None
 ) -> tuple[Path, Path]:
-    """Where the runs and the tables of a study lie; None is the usual place."""
+    """Where the runs and the tables of a study lie, absolute; None is the usual place."""
     trying = scale == "tiny" or profile == "smoke"
     if runs is None:
         runs = ROOT / "runs" / "study" / (f"{profile}-tiny" if scale == "tiny" else profile)
     if results is None:
         results = Path(runs) / "results" if trying else RESULTS
-    return Path(runs), Path(results)
+    return Path(runs).resolve(), Path(results).resolve()
 
 
-def progress(profile: str, scale: str, runs: Path | None = None) -> Iterator[tuple[Piece, int]]:
-    """The pieces of a profile, each with how many of its trials are done."""
+def progress(
+    profile: str, scale: str, runs: Path | None = None
+) -> Iterator[tuple[Piece, int, int]]:
+    """The pieces of a profile, each with how many of its units are done, and of how many."""
     runs, _ = folders(profile, scale, runs)
     for piece in pieces_of(profile, scale):
-        done = [is_done(run_folder(piece, runs, trial)) for _, trial in piece.trials]
-        yield piece, sum(done)
+        units = KINDS[piece.kind].units(piece, runs, float("inf"))
+        yield piece, sum(unit.is_done() for unit in units), len(units)
 
 
-def say_time_left(
-    piece: Piece, runs: Path, seeds: Collection[int], speed: Speed, workers: int
-) -> None:
-    """Print how many runs of a piece are left, and about how long they take."""
-
-    def done(trial: Trial) -> bool:
-        return is_done(run_folder(piece, runs, trial))
-
-    trials = [trial for _, _, trial in left_to_do(piece, seeds, done)]
-    if trials:
-        seconds = seconds_of_runs(piece, trials, speed, finals_of(piece, pieces_of(piece.profile)))
-        minutes = seconds / 60 / workers
-        print(f"{piece.table}: {len(trials)} runs left, about {minutes:.1f} min", flush=True)
-
-
-def stop_at(deadline: float) -> None:
-    """Raise Pause once the time of the monotonic clock is past ``deadline``."""
-    if time.monotonic() > deadline:
-        raise Pause
-
-
-def left_to_do(
-    piece: Piece, seeds: Collection[int], done: Callable[[Trial], bool]
-) -> Iterator[tuple[int, str, Trial]]:
-    """Number, arm and trial of the runs of a piece that are not done; of some seeds, or of all."""
-    for number, (arm, trial) in enumerate(piece.trials):
-        is_wanted = not seeds or trial.seed in seeds
-        if is_wanted and not done(trial):
-            yield number, arm, trial
-
-
-def job_name(piece: Piece, number: int) -> str:
-    """How a trial of a piece is called while it runs."""
-    arm, trial = piece.trials[number]
-    return f"{piece.table} {number + 1}/{len(piece.trials)}  {arm}, seed {trial.seed}"
-
-
-def do_all(jobs: Sequence[Job], where: Where, after: Callable[[Result], None]) -> list[Result]:
-    """Run jobs, and call ``after`` with each result; the results of those that failed.
-
-    Raises: Pause: the time was up.
-    """
-    results = run_jobs(jobs, where, after)
-    if any(result.outcome == "paused" for result in results):
-        raise Pause
-    return [result for result in results if result.failed]
-
-
-# ------------------------------------------------------------------ train: the usual piece
+# ------------------------------------------------------------------ the kinds of pieces
 
 
 @dataclass(frozen=True)
-class TrainJob:
-    """A trial of a piece of kind "train".
+class Kind:
+    """What a kind of piece consists of.
 
     Attributes:
-        finals: the options of the piece that judges the final model; None if there is none.
+        units: of a piece whose runs are in a folder, and which stop at a deadline.
+        write: the tables and pages of a piece, from what is done; given the folders of the runs and
+            of the results.
     """
 
-    name: str
-    arm: str
-    trial: Trial
-    runs: Path
-    deadline: float
-    keep_best: bool
-    finals: dict | None = None
-
-    @property
-    def error_file(self) -> Path:
-        return self.runs / self.trial.id / "error.txt"
-
-    def run(self) -> str:
-        stop_at(self.deadline)
-        outcome = train_one(self.trial, self.runs, self.deadline, keep_best=self.keep_best)
-        folder = self.runs / self.trial.id
-        if self.finals is not None and outcome == "done":
-            # at once, as a machine that is lent keeps no weights
-            judge_run(finished_in(folder, self.arm, self.trial), self.finals, self.deadline)
-        if not self.keep_best:
-            # 90 MB for a ResNet-18, and a run that is done does not need it again
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
-        return outcome
+    units: Callable[[Piece, Path, float], Sequence[StudyUnit]]
+    write: Callable[[Planned, Path, Path], None]
 
 
-def train(
-    piece: Piece,
-    runs: Path,
-    results: Path,
-    deadline: float,
-    where: Where = HERE,
-    seeds: Collection[int] = (),
-) -> list[Result]:
-    """Run the trials, and write the table anew after each."""
+def labelled(piece: Piece, trials: Sequence[tuple[str, Trial]]) -> Iterator[tuple[str, Trial]]:
+    """Trials, each after what it is called while it runs."""
+    for number, (arm, trial) in enumerate(trials, 1):
+        yield f"{piece.table} {number}/{len(trials)}  {arm}, seed {trial.seed}", trial
+
+
+def train_units(piece: Piece, runs: Path, deadline: float) -> list[TrainUnit]:
     keep_best = piece.options.get("keep_best", False)
-    scale = "tiny" if piece.options.get("tiny") else "full"
-    finals = finals_of(piece, pieces_of(piece.profile, scale))
-
-    def done(trial: Trial) -> bool:
-        waits_for_judgement = finals is not None and (runs / trial.id / "checkpoint.pt").exists()
-        return is_done(runs / trial.id) and (keep_best or not waits_for_judgement)
-
-    jobs = [
-        TrainJob(job_name(piece, number), arm, trial, runs, deadline, keep_best, finals)
-        for number, arm, trial in left_to_do(piece, seeds, done)
+    finals = None if keep_best else finals_of(piece, all_pieces_beside(piece))
+    return [
+        TrainUnit(
+            trial,
+            runs,
+            label=label,
+            deadline=deadline,
+            keep_best=keep_best,
+            finals=finals,
+        )
+        for label, trial in labelled(piece, piece.trials)
     ]
-    failed = do_all(jobs, where, lambda _: write_table(piece, runs, results))
-    write_table(piece, runs, results)
-    return failed
 
 
-def train_one(trial: Trial, runs: Path, deadline: float, *, keep_best: bool) -> str:
-    """Run a trial to its end and say how it ended: "done" or "diverged".
-
-    Args:
-        keep_best: keep its best weights beside its last ones.
-
-    Raises: Pause: the time was up; the run goes on from its checkpoint.
-    """
-    folder = runs / trial.id
-
-    def observe(training: Training, record: Record) -> None:
-        if record.robust_accuracy is None:  # only iterations that are evaluated are saved
-            return
-        if keep_best:
-            save_if_best(training, record.iteration, record.robust_accuracy, folder / "best.pt")
-        stop_at(deadline)
-
-    outcome = "done"
-    try:
-        # runs of other code were refused, put aside or accepted before anything began
-        run(trial, runs, observe=observe, if_code_changed="reuse")
-    except FloatingPointError as error:  # this is a result of the study, not a failure of the run
-        record_divergence(trial, folder, error)
-        outcome = "diverged"
-    return outcome
+def write_training(planned: Planned, runs: Path, results: Path) -> None:
+    write_table(planned.piece, runs, results)
 
 
-def save_if_best(training: Training, iteration: int, robust_accuracy: float, path: Path) -> None:
-    """Save the weights if their robust accuracy is the best so far."""
-    best = -1.0
-    if path.exists():
-        best = torch.load(path, weights_only=True)["robust_accuracy"]
-    if robust_accuracy > best:
-        state = {
-            "model": training.model.state_dict(),
-            "robust_accuracy": robust_accuracy,
-            "iteration": iteration,
-        }
-        write_whole(path, lambda temporary: torch.save(state, temporary))
+def similarity_units(piece: Piece, runs: Path, deadline: float) -> list[SimilarityUnit]:
+    return [
+        SimilarityUnit(trial, runs, label=label, deadline=deadline, options=piece.options)
+        for label, trial in labelled(piece, piece.trials)
+    ]
 
 
-def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
-    """A run whose loss became NaN or infinite ends there: it is done, with its records so far."""
-    if not (folder / "records.csv").exists():
-        columns = [*(field.name for field in fields(Record)), "batch_accuracy"]
-        write_whole(folder / "records.csv", (",".join(columns) + "\n").encode())
-    info = provenance(trial, build_training(trial))
-    ending = {"diverged": str(error), "final": {}}
-    write_json(folder / "run.json", {"status": "done", **info, **ending})
-
-
-# ------------------------------------------------------------------ similarity: Fig. 1
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of the two tables that are measured of every trial."""
-
-    name: str
-    suffix: str  # of the piece's table
-    measure: Callable[[Training, Trial, dict], pd.DataFrame]
-
-
-@dataclass(frozen=True)
-class SimilarityJob:
-    """The similarity of one trial."""
-
-    name: str
-    piece: Piece
-    trial: Trial
-    folder: Path
-    deadline: float
-
-    @property
-    def error_file(self) -> Path:
-        return self.folder / "error.txt"
-
-    def run(self) -> None:
-        measure_similarity(self.piece, self.trial, self.folder, self.deadline)
-
-
-def similarity(
-    piece: Piece,
-    runs: Path,
-    results: Path,
-    deadline: float,
-    where: Where = HERE,
-    seeds: Collection[int] = (),
-) -> list[Result]:
-    """Fig. 1 from runs of its own, and how well an old weight still ranks examples."""
-    jobs = []
-
-    def done(trial: Trial) -> bool:
-        return is_done(similarity_folder(runs, trial))
-
-    for number, _, trial in left_to_do(piece, seeds, done):
-        folder = similarity_folder(runs, trial)
-        jobs.append(SimilarityJob(job_name(piece, number), piece, trial, folder, deadline))
-    failed = do_all(jobs, where, lambda _: write_similarity(piece, runs, results))
-    write_similarity(piece, runs, results)
-    return failed
-
-
-def similarity_folder(runs: Path, trial: Trial) -> Path:
-    return runs / f"similarity-{trial.id}"
-
-
-def measure_similarity(piece: Piece, trial: Trial, folder: Path, deadline: float) -> None:
-    """Measure the parts that the folder lacks, each along a training of its own.
-
-    The run.json is there from the beginning, with the digests of the code, so that parts which a
-    killed study left are used again only as :func:`settle_other_code` allows.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    begun = (folder / "run.json").exists()
-    stretches = read_run(folder).get("stretches", []) if begun else []
-    known = provenance(trial, build_training(trial))
-    info = {**known, "stretches": [*stretches, known]}
-    write_json(folder / "run.json", {"status": "running", **info})
-    for part in PARTS:
-        path = folder / f"{part.name}.csv"
-        if begun and path.exists():
-            continue
-        stop_at(deadline)
-        training = build_training(trial)
-        training.evaluate_every = 0
-        table = part.measure(training, trial, piece.options)
-        write_whole(path, table.to_csv(index=False).encode())
-    write_json(folder / "run.json", {"status": "done", **info})
-
-
-def measure_neighbours(training: Training, trial: Trial, options: dict) -> pd.DataFrame:
-    count = 16 if options["tiny"] else options.get("images", 200)
-    images, labels = training.data.test(slice(count))
-    return neighbour_similarity(training, images, labels, gaps=(1, 10), attack=trial.attack())
-
-
-def measure_staleness(training: Training, trial: Trial, options: dict) -> pd.DataFrame:
-    count = 64 if options["tiny"] else 1000
-    examples = torch.arange(min(count, len(training.data.y_train)))
-    if trial.iterations is None:
-        raise ValueError("iterations is None; staleness is measured over a given number of them.")
-    return staleness(training, examples=examples, every=max(1, trial.iterations // 6))
-
-
-PARTS = (
-    Part("neighbours", "", measure_neighbours),
-    Part("staleness", "_staleness", measure_staleness),
-)
-
-
-def write_similarity(piece: Piece, runs: Path, results: Path) -> None:
-    """The two tables, from the parts of the finished runs."""
+def write_similarity(planned: Planned, runs: Path, results: Path) -> None:
+    """The two tables of Fig. 1, from the parts of the finished runs."""
+    arms = [arm for arm, _ in planned.piece.trials]
     finished = [
-        finished_in(similarity_folder(runs, trial), arm, trial)
-        for arm, trial in piece.trials
-        if is_done(similarity_folder(runs, trial))
+        finished_in(unit.folder, arm, unit.trial)
+        for arm, unit in zip(arms, planned.units, strict=True)
+        if isinstance(unit, SimilarityUnit) and unit.is_done()
     ]
     if not finished:
         return
@@ -458,7 +375,7 @@ def write_similarity(piece: Piece, runs: Path, results: Path) -> None:
             read_part(one.folder / f"{part.name}.csv").assign(arm=one.arm).round(4)
             for one in finished
         ]
-        named = replace(piece, name=piece.name + part.suffix)
+        named = replace(planned.piece, name=planned.piece.name + part.suffix)
         write_result(named, pd.concat(tables, ignore_index=True), finished, results)
 
 
@@ -469,220 +386,97 @@ def read_part(path: Path) -> pd.DataFrame:
         return pd.DataFrame()
 
 
-# ------------------------------------------------------------------ notebook
+def notebook_units(piece: Piece, runs: Path, deadline: float) -> list[StudyNotebook]:
+    """The notebook of a piece, with those of the piece's parameters that it has."""
+    notebook = NOTEBOOKS / f"{piece.options['notebook']}.ipynb"
+    given = piece.options["tiny_parameters" if piece.options["tiny"] else "parameters"]
+    names = parameter_names(notebook)
+    values = {name: value for name, value in given.items() if name in names}
+    return [StudyNotebook(notebook, values, runs, label=piece.table, deadline=deadline)]
 
 
-@dataclass(frozen=True)
-class NotebookFiles:
-    """What a piece of kind "notebook" leaves beside the results."""
+def write_notebook(planned: Planned, runs: Path, results: Path) -> None:
+    """The executed notebook and its page, beside the results."""
+    for unit in planned.units:
+        if isinstance(unit, StudyNotebook) and unit.is_done():
+            copy = results / "notebooks" / unit.output.name
+            page = copy.with_suffix(".html")
+            executed = unit.output.read_bytes()
+            if page.exists() and copy.exists() and copy.read_bytes() == executed:
+                continue
+            from ..site import write_site  # with nbconvert, which takes seconds to import
 
-    source: Path  # the notebook of the course
-    executed: Path
-
-    @property
-    def page(self) -> Path:
-        return self.executed.with_suffix(".html")
-
-    @property
-    def record(self) -> Path:
-        """Says which code the notebook was executed with."""
-        return self.executed.with_suffix(".code.json")
-
-    def exist(self) -> bool:
-        return self.executed.exists() or self.page.exists()
-
-    def code(self) -> dict[str, str]:
-        """The digests of the code that decides what the notebook shows, as a batch takes them."""
-        return NotebookUnit(self.source, {}, self.executed.parent).code()
-
-    def changed_code(self) -> list[str]:
-        """Names of the files that differ now from those that the notebook was executed with."""
-        if not self.record.exists():
-            return ["perhaps all files, as the notebook does not say what code it is of"]
-        return differing(json.loads(self.record.read_text()), self.code())
-
-    def remove(self) -> None:
-        for path in (self.page, self.executed, self.record):
-            path.unlink(missing_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(copy, executed)
+            write_site([copy], copy.parent)
+            print(f"{planned.piece.table}: {copy.name}, {page.name}", flush=True)
 
 
-def notebook_files(piece: Piece, results: Path) -> NotebookFiles:
-    name = f"{piece.options['notebook']}.ipynb"
-    return NotebookFiles(NOTEBOOKS / name, results / "notebooks" / name)
-
-
-def notebook(
-    piece: Piece,
-    runs: Path,
-    results: Path,
-    deadline: float,
-    where: Where = HERE,
-    seeds: Collection[int] = (),
-) -> list[Result]:
-    """A notebook of the course at the scale of the paper, and its page beside the results.
-
-    Its own runs are what takes long. They go on from their checkpoints, so it may be cut off in any
-    cell.
-    """
-    files = notebook_files(piece, results)
-    if files.page.exists():  # settle_other_code has removed a page of other code, if it was to
-        return []
-    if not files.executed.exists():
-        stop_at(deadline)
-        files.record.parent.mkdir(parents=True, exist_ok=True)
-        write_json(files.record, files.code())
-        execute_notebook(piece, files.executed, runs, deadline)
-    write_site([files.executed], files.executed.parent)
-    print(f"{piece.table}: {files.executed.name}, {files.page.name}", flush=True)
-    return []
-
-
-def execute_notebook(piece: Piece, target: Path, runs: Path, deadline: float) -> None:
-    """Execute the notebook with those of the piece's parameters that it has."""
-    from nbclient.exceptions import CellTimeoutError
-
-    source = NOTEBOOKS / target.name
-    values = piece.options["tiny_parameters" if piece.options["tiny"] else "parameters"]
-    values = values | {"output_dir": str(runs / source.stem)}
-    names = parameter_names(source)
-    seconds = min(deadline - time.monotonic(), 3600)
-    try:
-        execute(
-            source,
-            target,
-            {name: value for name, value in values.items() if name in names},
-            timeout=max(int(seconds), 1),
+def final_units(piece: Piece, runs: Path, deadline: float) -> Sequence[FinalUnit | TrainUnit]:
+    """The final models of each long run; or the runs, where these are judged at their end."""
+    long = long_piece(piece)
+    if not long.options.get("keep_best", False):
+        return train_units(long, runs, deadline)
+    return [
+        FinalUnit(
+            trial,
+            runs,
+            label=f"{label}, {model} model",
+            deadline=deadline,
+            model=model,
+            options=piece.options,
         )
-    except CellTimeoutError:
-        stop_at(deadline)
-        raise
+        for label, trial in labelled(piece, long.trials)
+        for model in final_models(piece.options)
+    ]
 
 
-# ------------------------------------------------------------------ finals, after a long run
+def long_piece(piece: Piece) -> Piece:
+    """The piece whose final models a piece of kind "finals" judges."""
+    others = all_pieces_beside(piece)
+    return next(other for other in others if other.name == piece.options["of"])
 
 
-@dataclass(frozen=True)
-class FinalModel:
-    """Weights that a run left, and the iteration after which they were saved."""
-
-    name: str
-    weights: dict
-    iteration: int
+def all_pieces_beside(piece: Piece) -> list[Piece]:
+    """The pieces of the same profile at the same scale."""
+    return pieces_of(piece.profile, "tiny" if piece.options.get("tiny") else "full")
 
 
-def finals(
-    piece: Piece,
-    runs: Path,
-    results: Path,
-    deadline: float,
-    where: Where = HERE,
-    seeds: Collection[int] = (),
-) -> list[Result]:
-    """The table of what the final models of finished runs are worth.
-
-    A run is judged at its end (:class:`TrainJob`). Here the rest is measured, in this process, of
-    runs whose weights are still there.
-    """
-    scale = "tiny" if piece.options["tiny"] else "full"
-    judged = next(p for p in pieces_of(piece.profile, scale) if p.name == piece.options["of"])
-    finished = [one for one in finished_runs(judged, runs) if "diverged" not in one.info]
-    rows = [row for one in finished for row in judge_run(one, piece.options, deadline)]
-    if rows:
-        write_result(replace(piece, trials=judged.trials), pd.DataFrame(rows), finished, results)
-    return []
-
-
-def judge_run(one: Finished, options: dict, deadline: float) -> list[dict]:
-    """A row for each of the run's final models that the options name."""
-    records = pd.read_csv(one.folder / "records.csv").set_index("iteration")
-    training = None
+def write_finals(planned: Planned, runs: Path, results: Path) -> None:
+    """A row for each final model, of the runs that did not diverge and of which all are judged."""
+    piece = planned.piece
+    long = long_piece(piece)
+    finished = []
     rows = []
-    for name in options.get("models", ("best", "last")):
-        path = one.folder / f"finals-{name}.json"
-        if (one.folder / WEIGHTS[name]).exists():
-            training = training or build_training(one.trial)
-            final = final_model(one.folder, name, records.index[-1], training.device)
-            training.model.load_state_dict(final.weights)
-            jobs = final_measurements(training, one.trial, options)
-            measured = do_missing(jobs, path, deadline, {"iteration": final.iteration})
-        elif path.exists():  # judged before its weights were removed
-            measured = json.loads(path.read_text())
-        else:
-            raise Failure(
-                f"{one.folder} has neither {WEIGHTS[name]} nor {path.name}; delete the folder to "
-                "run it anew."
-            )
-        iteration = int(measured.pop("iteration"))
-        row = {
-            "arm": one.arm,
-            "seed": one.trial.seed,
-            "model": name,
-            "iteration": iteration,
-            "coverage": round(records.coverage[iteration], 4),
-        }
-        row |= {
-            name: round(value, 4)
-            for name, value in together(measured, autoattack_size(options)).items()
-        }
-        rows.append(row)
-    return rows
+    for one in finished_runs(long, runs):
+        units = [
+            FinalUnit(one.trial, runs, model=model, options=piece.options)
+            for model in final_models(piece.options)
+        ]
+        if "diverged" not in one.info and all(unit.is_done() for unit in units):
+            finished.append(one)
+            rows += [final_row(one, unit) for unit in units]
+    if rows:
+        write_result(replace(piece, trials=long.trials), pd.DataFrame(rows), finished, results)
 
 
-def autoattack_size(options: dict) -> int:
-    """How many test images AutoAttack is given."""
-    return 8 if options["tiny"] else options["autoattack_size"]
+def final_row(one: Finished, unit: FinalUnit) -> dict:
+    found = unit.found()
+    records = pd.read_csv(one.folder / "records.csv").set_index("iteration")
+    row = {
+        "arm": one.arm,
+        "seed": one.trial.seed,
+        "model": unit.model,
+        "iteration": found["iteration"],
+        "coverage": round(records.coverage[found["iteration"]], 4),
+    }
+    values = together(found["measured"], autoattack_size(unit.options))
+    return row | {name: round(value, 4) for name, value in values.items()}
 
 
-def final_measurements(
-    training: Training, trial: Trial, options: dict
-) -> Iterator[tuple[str, Measurement]]:
-    """What is measured of a final model; at the scale "tiny" on a few images, by one attack."""
-    tiny = options["tiny"]
-    images, labels = training.data.test(slice(32 if tiny else options.get("images")))
-    attack = trial.judge(restarts=2 if tiny else options.get("restarts", 10))
-    if not isinstance(attack, PGD):
-        raise ValueError(f"a final model is judged by PGD, not by {type(attack).__name__}.")
-    return measurements(
-        training.model,
-        images,
-        labels,
-        attack,
-        autoattack=autoattack_size(options),
-        part=4 if tiny else AUTOATTACK_PART,
-        attacks=["apgd-ce"] if tiny else options.get("attacks"),
-    )
-
-
-# the file that has the weights of a final model
-WEIGHTS = {"best": "best.pt", "last": "checkpoint.pt"}
-
-
-def final_model(folder: Path, name: str, last_iteration: int, device: torch.device) -> FinalModel:
-    """The best or the last model of a run."""
-    state = torch.load(folder / WEIGHTS[name], weights_only=True, map_location=device)
-    if name == "best":
-        return FinalModel(name, state["model"], state["iteration"])
-    return FinalModel(name, state["training"]["model"], last_iteration)
-
-
-def do_missing(
-    jobs: Iterable[tuple[str, Callable[[], float]]],
-    path: Path,
-    deadline: float,
-    known: dict[str, float],
-) -> dict[str, float]:
-    """Do the jobs whose results a JSON file lacks, and save it after each; all results by name.
-
-    Args:
-        known: results that are there without a job.
-    """
-    results = known | (json.loads(path.read_text()) if path.exists() else {})
-    for name, job in jobs:
-        if name not in results:
-            stop_at(deadline)
-            results[name] = job()
-            write_json(path, results)
-    return results
-
-
-KINDS = {"train": train, "similarity": similarity, "notebook": notebook, "finals": finals}
+KINDS = {
+    "train": Kind(train_units, write_training),
+    "similarity": Kind(similarity_units, write_similarity),
+    "notebook": Kind(notebook_units, write_notebook),
+    "finals": Kind(final_units, write_finals),
+}

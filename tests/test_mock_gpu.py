@@ -1,0 +1,152 @@
+"""The mock GPU refuses and counts what it is to; and training on it waits for nothing but a draw.
+
+Without the mock, one test runs this file in a process that has it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mock_gpu
+import pytest
+import torch
+
+from catlib import PGD, CaseSampler, Training, UniformSampler, build_model, crop_and_flip
+
+ROOT = Path(__file__).parents[1]
+on_the_mock = pytest.mark.skipif(torch.Generator is not mock_gpu.MockGenerator, reason="no mock")
+SAMPLERS = {"AT": UniformSampler, "CAT": CaseSampler}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.Generator is mock_gpu.MockGenerator, reason="it is the mock")
+def test_this_file_on_the_mock():
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "mock_gpu", __file__],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
+    assert "skipped" in run.stdout and " passed" in run.stdout
+
+
+def training_of(method, data, device, **options):
+    model = build_model("cnn", data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    sampler = SAMPLERS[method](data.y_train.to(device), 64)
+    attack = PGD(0.1, steps=3)
+    return Training(model, data, sampler, attack, optimizer, device=device, **options)
+
+
+@on_the_mock
+@pytest.mark.parametrize("method", SAMPLERS)
+@pytest.mark.parametrize("augment", [None, crop_and_flip])
+def test_an_iteration_waits_for_nothing_but_its_draw(digits, method, augment):
+    """AT's draw needs nothing of the host; CAT's sends the places of the examples it draws."""
+    training = training_of(method, digits, "cuda", augment=augment)
+    next(training)
+    mock_gpu.WAITS.clear()
+    next(training)
+    waits = {what for what, _ in mock_gpu.WAITS}
+    assert waits <= {"copy to the device, without waiting"}, mock_gpu.WAITS
+    assert sum(mock_gpu.WAITS.values()) == {"AT": 0, "CAT": 1}[method]
+    assert all("samplers.py" in place for _, place in mock_gpu.WAITS)
+
+
+@on_the_mock
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_training_has_the_numbers_of_the_cpu(digits, method):
+    options = {"precision": "float32", "evaluate_every": 1, "evaluation_size": 50}
+    here = training_of(method, digits, "cpu", **options)
+    there = training_of(method, digits, "cuda", **options)
+    assert there.sampler.device.type == "cuda"
+    for _ in range(2):
+        record = next(here)
+        mocked = next(there)
+        assert torch.equal(there.batch.indices.cpu(), here.batch.indices)
+        assert mocked.loss == pytest.approx(record.loss, rel=1e-4)
+        assert mocked.robust_accuracy == record.robust_accuracy
+    assert {p.device for p in there.model.parameters()} == {torch.device("cuda", 0)}
+
+
+@on_the_mock
+def test_training_goes_on_from_a_file(digits, tmp_path):
+    training = training_of("CAT", digits, "cuda")
+    next(training)
+    torch.save(training.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True, map_location="cuda")
+    assert state["seen"].is_cuda
+    resumed = training_of("CAT", digits, "cuda")
+    resumed.load_state_dict(state)
+    next(resumed)
+    next(training)
+    assert torch.equal(resumed.batch.logits, training.batch.logits)
+
+
+@on_the_mock
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda here, there: here + there,
+        lambda here, there: torch.cat([here, there]),
+        lambda here, there: torch.nn.functional.linear(there[None], here[None]),
+        lambda here, there: here[there.long()],
+        lambda here, there: there.index_put_((torch.tensor([0, 1]),), here[:2]),
+        lambda here, there: there.numpy(),
+        lambda here, there: there.uniform_(generator=torch.Generator()),
+        lambda here, there: here.uniform_(generator=torch.Generator("cuda")),
+        lambda here, there: torch.randperm(3, generator=torch.Generator("cuda")),
+    ],
+)
+def test_what_a_gpu_refuses_is_refused(mix):
+    with pytest.raises((RuntimeError, TypeError), match="device"):
+        mix(torch.rand(3), torch.rand(3, device="cuda"))
+
+
+@on_the_mock
+@pytest.mark.parametrize(
+    "act, waits",
+    [
+        (lambda there: there + 1, []),
+        (lambda there: there * torch.tensor(2.0), []),  # a number of the host
+        (lambda there: there[:2].sum(), []),
+        (lambda there: torch.rand(3, device="cuda"), []),
+        (lambda there: there.masked_fill(there > 0.5, 0), []),
+        (lambda there: there.index_put_((there > 0.5,), torch.zeros((), device="cuda")), []),
+        (lambda there: there.sum().item(), ["reads a number"]),
+        (lambda there: bool(there.sum() > 0), ["reads a number"]),
+        (lambda there: there[there > 0.5], ["counts what a mask selects"]),
+        (lambda there: there.nonzero(), ["counts what is not zero"]),
+        (lambda there: there[torch.tensor([0])], ["copy to the device"]),
+        (lambda there: there.cpu(), ["copy to the host"]),
+        (lambda there: there.to("cpu"), ["copy to the host"]),
+        (lambda there: there.tolist(), ["reads numbers"]),
+        (lambda there: torch.rand(3).to("cuda"), ["copy to the device"]),
+        (lambda there: torch.equal(there, there), ["compares whole tensors"]),
+        (lambda there: torch.cuda.synchronize(), ["synchronises"]),
+        (lambda there: there.copy_(torch.rand(3)), ["copy between the devices"]),
+    ],
+)
+def test_what_a_gpu_waits_for_is_counted(act, waits):
+    there = torch.rand(3, device="cuda")
+    mock_gpu.WAITS.clear()
+    act(there)
+    assert [what for what, _ in mock_gpu.WAITS.elements()] == waits
+    assert all(place.startswith("tests/test_mock_gpu.py:") for _, place in mock_gpu.WAITS)
+
+
+@on_the_mock
+def test_a_module_keeps_its_parameters_when_it_moves():
+    layer = torch.nn.Linear(2, 3)
+    parameters = list(layer.parameters())
+    layer.to("cuda")
+    assert [id(p) for p in layer.parameters()] == [id(p) for p in parameters]
+    assert layer.weight.is_cuda and isinstance(layer.weight, torch.nn.Parameter)
+    layer(torch.rand(1, 2, device="cuda")).sum().backward()
+    assert layer.weight.grad.is_cuda
+    layer.to("cpu")
+    assert not layer.weight.is_cuda
