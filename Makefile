@@ -20,7 +20,7 @@ ifneq ($(CATLIB_DATA),)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab bench study course slides student lint clean
+.PHONY: help run test lab bench gpu study course slides student lint clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -47,6 +47,9 @@ lab: $(READY)  ## open notebook 00 in JupyterLab, on this machine only
 
 bench: $(READY)  ## measure against other implementations on DEVICE
 	CATLIB_DEVICE=$(DEVICE) $(PYTHON) -m pytest tests/benchmarks
+
+gpu: $(READY)  ## check and measure this machine's GPU, and say what the study takes on it
+	$(PYTHON) -m catlib.lab gpu
 
 study: $(READY)  ## run the study of the paper's claims at the size PROFILE
 	$(PYTHON) -m catlib.lab study --profile $(PROFILE) $(if $(WORKERS),--workers $(WORKERS))

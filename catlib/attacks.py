@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .interrupts import Interrupts
 from .kernels.convolution import fast_first_layers
+from .kernels.gpu import weights_cast_once
 from .kernels.step import compiled_step
 from .modes import attack_mode
 
@@ -216,7 +217,9 @@ class PGD:
         ball = ball_around(images, self.epsilon, self.norm)
         eta: float | Tensor | None = self._eta
         steps = interrupts.polled(range(self.steps))
-        with fast_first_layers(network.model, images.device):
+        model = network.model
+        device = images.device
+        with fast_first_layers(model, device), weights_cast_once(model, device):
             if self.compile:
                 # Numbers would be constants of the graph, and every new value would need a graph of
                 # its own. As tensors they are inputs of one graph.
@@ -224,7 +227,7 @@ class PGD:
                 eta = None if self._eta is None else _as_tensor(self._eta, images)
                 # the same three functions as one graph
                 with compiled_step(
-                    network.model,
+                    model,
                     lambda x, slope: project(ascend(x, slope, ball, eta), ball),
                     labels,
                 ) as step:

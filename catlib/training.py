@@ -26,6 +26,7 @@ from .guards import (
     check_weights,
 )
 from .interrupts import deferred_interrupts
+from .kernels.gpu import tuned_convolutions
 from .kernels.step import compiled
 from .memory import PerturbationMemory, Recall
 from .ranks import find_ranks, own_gpu
@@ -136,9 +137,11 @@ class Training(Iterator[Record]):
             (B,) integers, by its weight (B,) in the sampler, e.g. ``steps_near_boundary`` of
             catlib.readings. None gives all of them ``attack.steps``.
         device: "auto" takes a GPU if there is one.
-        precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only;
-            evaluation is always in float32.
+        precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only.
+            Evaluations are in float32; on a GPU the steps of their PGD are in the same precision as
+            training, the verdicts are not.
         compile: let torch.compile speed up attack and update; the first iteration takes a minute.
+            On a GPU evaluations are compiled, too.
         progress: show a tqdm bar.
         ranks: "auto" trains together with all processes of torch.distributed if it is initialised,
             each with its share of every batch; "alone" trains in this process alone. Records,
@@ -247,7 +250,11 @@ class Training(Iterator[Record]):
         on_gpu = self.device.type == "cuda"
         self._cuda = [self.device] if on_gpu else []
         bfloat16 = precision == "bfloat16" or (precision == "auto" and on_gpu)
+        self.tunes_convolutions = True  # on a GPU, in training: cuDNN tries its algorithms
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+        # on a CPU evaluations are always in float32, and their batches of many sizes not compiled
+        self._judged_in = "bfloat16" if on_gpu and bfloat16 else "float32"
+        self._judged_compiled = on_gpu and compile
         self._network: Any = self.model
         if compile:
             self._network = compiled(self.model, self.device)
@@ -324,7 +331,11 @@ class Training(Iterator[Record]):
                 indices, images, labels = self._draw()
                 facts["iteration"] = self.iteration
                 facts["draw"] = indices
-            with torch.random.fork_rng(devices=self._cuda), self._autocast:
+            with (
+                torch.random.fork_rng(devices=self._cuda),
+                self._autocast,
+                tuned_convolutions(self.device, self.tunes_convolutions),
+            ):
                 # global random numbers are for this rank's share, the generator's for the batch
                 torch.manual_seed(self._random_stream(self.ranks.rank))
                 self._generator.manual_seed(self._random_stream())
@@ -548,8 +559,25 @@ class Training(Iterator[Record]):
         model = self.judged_model()
         images, labels = self.test_images(self.evaluation_size)
         clean_share = accuracy(model, images, labels)
-        robust_share = robust_accuracy(model, images, labels, self.evaluation_attack)
+        robust_share = self.judge(model, images, labels, self.evaluation_attack)
         return clean_share, robust_share
+
+    def judge(
+        self, model: nn.Module, images: Tensor, labels: Tensor, attack: Callable[..., Tensor]
+    ) -> float:
+        """Robust accuracy with the precision of this training's evaluations.
+
+        Args:
+            model: what :meth:`judged_model` returned.
+        """
+        return robust_accuracy(
+            model,
+            images,
+            labels,
+            attack,
+            precision=self._judged_in,
+            compile=self._judged_compiled,
+        )
 
     def judged_model(self) -> nn.Module:
         """What an evaluation judges: the model itself, or its copy if ``recalibrate`` is not 0."""

@@ -684,6 +684,12 @@ TABLE = {
         "0",
         "at least 1",
     ),
+    "robust accuracy crafted in another precision": (
+        lambda: robust_accuracy(MODEL, *BATCH, PGD(), precision="half"),
+        ValueError,
+        "half",
+        "float32, bfloat16",
+    ),
     "robust accuracy without a seed": (
         lambda: robust_accuracy(MODEL, *BATCH, PGD(), seed=None),
         ValueError,

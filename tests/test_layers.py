@@ -19,7 +19,7 @@ LAB = PACKAGE / "lab"
 # The lowest first. A name is a module or a folder of modules; one that stands in no row fails.
 FLOORS = [
     {"attacks", "gain", "interrupts", "kernels", "modes", "readings", "samplers"},
-    {"data", "files", "guards", "memory", "models", "own", "ranks"},
+    {"data", "files", "guards", "memory", "models", "own", "ranks", "survivors"},
     {"training", "evaluation", "collapse"},
     {"lab"},
 ]
@@ -28,7 +28,7 @@ LAB_FLOORS = [
     {"runs", "baselines", "losses"},
     {"batch", "compare", "explorer", "figures", "judge", "similarity", "site"},
     {"diagrams"},
-    {"study", "background", "panel", "explore", "exercises", "editions", "environment"},
+    {"study", "gpu", "background", "panel", "explore", "exercises", "editions", "environment"},
     {"summaries", "claims"},
     {"advice"},
     {"pages", "race"},

@@ -20,7 +20,7 @@ from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
 from catlib.lab.batch import units as batch_units
 from catlib.lab.batch.engine import Failure, Pause
 from catlib.lab.runs import Trial, build_training, is_done, movement, records_of, run
-from catlib.lab.study import plan, tables, units, work
+from catlib.lab.study import cost, plan, tables, units, work
 
 TIMES = ["seconds"]
 
@@ -76,6 +76,10 @@ def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
     kept = {t.id for one in pieces if one.options.get("keep_best") for _, t in one.trials}
     others = {t.id for one in pieces if not one.options.get("keep_best") for _, t in one.trials}
     assert not kept & others, "the weights of a shared run would be deleted"
+    by_name = {one.name: one for one in pieces}
+    for one in pieces:
+        if one.kind == "finals" and not by_name[one.options["of"]].options.get("keep_best"):
+            assert list(one.options["models"]) == ["last"], "the best weights are not kept"
 
 
 def test_every_control_has_at_least_five_seeds_on_the_cpu_and_three_on_a_gpu():
@@ -394,6 +398,85 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(
     stamp = kept.stat().st_mtime_ns
     assert study(long, finals)
     assert kept.stat().st_mtime_ns == stamp
+
+
+def judged_at_its_end(**settings):
+    """A piece with one run that keeps no weights, and the piece that judges its last model."""
+    long, finals = long_and_finals()
+    [(arm, trial)] = long.trials
+    options = {"of": "long", "tiny": True, "models": ["last"]}
+    trials = ((arm, replace(trial, **settings)),)
+    return replace(long, trials=trials, options={"tiny": True}), replace(finals, options=options)
+
+
+def test_a_run_that_is_judged_at_its_end_keeps_no_weights(tmp_path, monkeypatch, study):
+    """Paused while it is judged, it goes on there; the table comes from what was measured."""
+    long, finals = judged_at_its_end()
+    # the beginning, two evaluations, one measurement; then the time is up
+    ticks = iter([False] * 4 + [True] * 99)
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "stop_at", lambda _: next(ticks) and pause())
+        assert not study(long, finals)
+    folder = tmp_path / "runs" / long.trials[0][1].id
+    record = folder / "finals-last.json"
+    assert is_done(folder) and (folder / "checkpoint.pt").exists()
+    begun = json.loads(record.read_text())
+    assert len(begun["measured"]) == 1 and begun["status"] == "running"
+    begun["measured"]["accuracy"] = 0.123  # which would not come out again
+    record.write_text(json.dumps(begun))
+    assert study(long, finals, names=["long"])
+    assert not (folder / "checkpoint.pt").exists()
+    stamp = record.stat().st_mtime_ns
+    assert study(long, finals)
+    assert record.stat().st_mtime_ns == stamp
+    table = read(tmp_path / "smoke_finals.csv")
+    assert list(table.model) == ["last"] and list(table.iteration) == [4]
+    assert table.accuracy[0] == 0.123 and "pgd_20_2" in table
+
+
+def test_weights_that_are_gone_unjudged_are_a_failure_and_said(tmp_path, study):
+    long, finals = judged_at_its_end()
+    assert study(long)  # which knows of no finals
+    with pytest.raises(Failure, match="1 runs failed"):
+        study(long, finals)
+    [error] = (tmp_path / "runs").glob("*/error.txt")
+    assert "has no checkpoint.pt" in error.read_text()
+    assert not (tmp_path / "smoke_finals.csv").exists()
+
+
+def test_a_run_that_diverged_has_no_final_model_to_judge(tmp_path, study):
+    long, finals = judged_at_its_end(learning_rate=1e30, iterations=10, schedule="constant")
+    assert study(long, finals)
+    assert "# diverged: AT, seed 0" in (tmp_path / "smoke_long.csv").read_text()
+    assert not list((tmp_path / "runs").glob("*/finals-*.json"))
+    long = replace(long, options=long.options | {"keep_best": True})
+    assert study(long, replace(finals, options={"of": "long", "tiny": True}))
+    assert not (tmp_path / "smoke_finals.csv").exists()
+
+
+def test_a_part_of_the_runs_may_be_asked_for_by_seed(tmp_path, study):
+    one = quick(piece("tables"), final_restarts=0)
+    with pytest.raises(ValueError, match=r"the seed 7; the pieces have .* seeds 0, 1, 2"):
+        study(one, seeds=[7])
+    assert study(one, seeds=[1])
+    assert set(read(tmp_path / f"{one.table}.csv").seed) == {1}
+    assert "# runs: 2 of 6" in (tmp_path / f"{one.table}.csv").read_text()
+    assert study(one, seeds=[0, 1], part="1/4")
+    assert "# runs: 3 of 6" in (tmp_path / f"{one.table}.csv").read_text()
+    assert study(one)
+    assert set(read(tmp_path / f"{one.table}.csv").seed) == {0, 1, 2}
+
+
+def test_beforehand_it_is_said_how_long_the_runs_that_are_left_take(study, capsys):
+    one = quick(piece("tables"), final_restarts=0)
+    shared = replace(one, name="shared", trials=one.trials[:3])
+    assert study(one, seeds=[1], speed=cost.H200)
+    assert study(one, shared, speed=cost.H200)
+    said = [line for line in capsys.readouterr().out.splitlines() if "runs left" in line]
+    assert [line.split(", about")[0] for line in said] == [
+        "smoke_tables: 2 runs left",
+        "smoke_tables: 4 runs left",
+    ]
 
 
 @pytest.mark.slow

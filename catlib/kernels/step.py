@@ -66,13 +66,16 @@ def a_graph_a_shape() -> Iterator[None]:
 _compiled_runs = itertools.count(1)
 
 
-def begin_compiled_run() -> None:
+def begin_compiled_run() -> bool:
     """Call it before a model is made that will be compiled, when many follow in one process.
 
-    Now and then it forgets all graphs, before torch silently stops capturing them.
+    Now and then it forgets all graphs, before torch silently stops capturing them. It then returns
+    True.
     """
-    if next(_compiled_runs) % RUNS_BETWEEN_RESETS == 0:
+    forgets = next(_compiled_runs) % RUNS_BETWEEN_RESETS == 0
+    if forgets:
         torch.compiler.reset()
+    return forgets
 
 
 def _step(

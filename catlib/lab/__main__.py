@@ -85,6 +85,14 @@ def command_line() -> argparse.ArgumentParser:
 
     add_study_options(add(commands, "study", run_study, "run the study of the paper's claims"))
 
+    gpu = add(commands, "gpu", examine_gpu, "check and measure a GPU, and say what the study takes")
+    gpu.add_argument(
+        "--device",
+        default="cuda",
+        help="cuda, or cpu to try the same in small (default: cuda)",
+    )
+    gpu.add_argument("--report", type=Path, help="file of the report (default: runs/gpu.json)")
+
     pages = add(commands, "pages", write_pages, "write the pages of claims from the study's tables")
     pages.add_argument("--results", type=Path, help="folder of the tables (default: data/results)")
 
@@ -232,6 +240,13 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--piece", action="append", default=[], help="only this piece; may be given again"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        action="append",
+        default=[],
+        help="only the runs of this seed; may be given again",
     )
     parser.add_argument(
         "--scale",
@@ -463,7 +478,7 @@ def run_study(options: argparse.Namespace) -> int:
 
     examples:
       catlib study --profile smoke           every kind of piece, on the embedded digits
-      catlib study --profile paper --list    the pieces, and how much of each is done
+      catlib study --profile paper --list    the pieces, how much of each is done, and the commands
       catlib study --profile cpu --piece mnist_tables --minutes 9
       catlib study --profile cpu --shard 1/4 --runs /shared/runs    one machine of four
 
@@ -477,7 +492,12 @@ def run_study(options: argparse.Namespace) -> int:
     if options.list:
         for piece, done, count in progress(options.profile, options.scale, options.runs):
             print(f"{piece.name:<26}{done:>4}/{count:<4} {piece.about}")
+        if options.profile == "paper":
+            print_commands()
         return 0
+    speed = None
+    if options.profile == "paper" and options.scale == "full":
+        speed = speed_of_gpu()
     done = study(
         options.profile,
         options.piece,
@@ -486,6 +506,8 @@ def run_study(options: argparse.Namespace) -> int:
         runs=options.runs,
         results=options.results,
         workers=options.workers,
+        seeds=options.seed,
+        speed=speed,
         scheduler=options.scheduler,
         part=options.shard,
         if_code_changed=options.if_code_changed,
@@ -494,6 +516,76 @@ def run_study(options: argparse.Namespace) -> int:
         return 0
     print(f"The time is up. The same command goes on: catlib {shlex.join(options.given)}")
     return PAUSED
+
+
+def print_commands() -> None:
+    """The commands of the profile "paper", each with its time, on this GPU or on an H200."""
+    import torch
+
+    from . import gpu
+    from .study.cost import H200
+
+    speed = gpu.known_speed(torch.device("cuda")) if torch.cuda.is_available() else None
+    where = "this GPU, as `catlib gpu` measured it" if speed else "an H200, by estimate"
+    print(f"\nOn {where}:")
+    print("\n".join(gpu.time_table("paper", speed or H200)))
+
+
+def speed_of_gpu() -> Any:
+    """The speed of this machine's GPU, which is examined first if it has not been.
+
+    Raises: ValueError: there is no GPU. Failure: it does not compute what the CPU does.
+    """
+    import torch
+
+    from . import gpu
+
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "the profile paper trains a ResNet-18 some hundred times, which takes a GPU, and there "
+            "is none here that torch can use. --profile cpu is the study for a CPU; --scale tiny "
+            "tries this one in minutes."
+        )
+    device = torch.device("cuda")
+    speed = gpu.known_speed(device)
+    if speed is None:
+        report = gpu.examine(device, gpu.ON_GPU, print_now)
+        gpu.save(report)
+        if not report.passed:
+            raise Failure("this GPU does not compute what the CPU does; see WRONG above.")
+        speed = report.speed
+    return speed
+
+
+def print_now(line: str) -> None:
+    print(line, flush=True)
+
+
+def examine_gpu(options: argparse.Namespace) -> int:
+    """Check that a GPU computes what the CPU does, measure it, and say what the study takes on it.
+
+    examples:
+      catlib gpu
+      catlib gpu --device cpu    the same in small, to try it where there is no GPU
+
+    what comes out, in less than five minutes: what the machine is; the differences from the CPU in
+    attack, gain, draw, training and resume; the times of an iteration, eager and compiled, a draw,
+    an evaluation, a checkpoint; and how long each command of the study's profile paper takes.
+    runs/gpu.json has the same. The exit status is 1 if a number is wrong, and 2 without a GPU.
+    """
+    import torch
+
+    from . import gpu
+
+    device = torch.device(options.device)
+    on_gpu = device.type == "cuda"
+    report = gpu.examine(device, gpu.ON_GPU if on_gpu else gpu.ON_CPU, print_now)
+    if on_gpu:
+        print_now("\nThe study's profile paper on this GPU:")
+        print_now("\n".join(gpu.time_table("paper", report.speed)))
+    if on_gpu or options.report:
+        gpu.save(report, options.report or gpu.REPORT)
+    return 0 if report.passed else FAILED
 
 
 def write_pages(options: argparse.Namespace) -> int:

@@ -50,7 +50,6 @@ from catlib import (
     accuracy,
     build_model,
     load_data,
-    robust_accuracy,
 )
 
 from ..attacks import check_count
@@ -543,8 +542,8 @@ def run(
     folder = Path(root) / trial.id
     if _is_usable(folder, trial, if_code_changed):
         return folder
-    if trial.compile:
-        begin_compiled_run()
+    if trial.compile and begin_compiled_run():
+        _compiled_kinds.clear()
     training = build_training(trial, progress=progress)
     with only_one_process(folder, wait):
         # another process may have finished it in the meantime
@@ -554,9 +553,31 @@ def run(
             put_aside(folder)
         history = _new_or_resumed(folder, trial, training, if_code_changed)
         write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
+        if trial.compile:
+            _compile_before_the_clock(trial)
         _train(folder, trial, training, history, observe)
         _finish(folder, trial, training, history)
     return folder
+
+
+# the kinds of training that this process has compiled
+_compiled_kinds: set[tuple] = set()
+
+
+def _compile_before_the_clock(trial: Trial) -> None:
+    """Let torch compile for a trial, along a training that is thrown away, if it has not yet.
+
+    It takes a minute, which would otherwise count as the first run's training time.
+    """
+    changing = ("method", "seed", "iterations", "alpha", "temperature", "weighting", "epsilon")
+    settings = asdict(trial)
+    kind = tuple(value for name, value in settings.items() if name not in changing)
+    if kind in _compiled_kinds:
+        return
+    training = build_training(replace(trial, evaluate_every=0, evaluate_first=0))
+    for _ in range(3):  # on a GPU the second captures a CUDA graph, the third replays it
+        next(training, None)
+    _compiled_kinds.add(kind)
 
 
 def _train(
@@ -877,10 +898,10 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
         images, labels = training.test_images(trial.final_size)
         judge = trial.judge(trial.final_restarts)
         final["accuracy"] = accuracy(model, images, labels)
-        final["robust_accuracy"] = robust_accuracy(model, images, labels, judge)
+        final["robust_accuracy"] = training.judge(model, images, labels, judge)
         auditor = trial.auditor()
         if auditor is not None:
-            final["full_strength"] = robust_accuracy(model, images, labels, auditor)
+            final["full_strength"] = training.judge(model, images, labels, auditor)
             final["moved"] = movement(model, images, labels, trial.judge())
     info = {
         "status": "done",

@@ -5,7 +5,7 @@ They are units of a batch (catlib.lab.batch.units) that stop, saved, when the ti
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,51 @@ class TrainUnit(StudyTrial):
 
     Attributes:
         keep_best: keep its best and its last weights; otherwise no weights stay.
+        finals: the options of the piece that judges its final model where no weights stay: it is
+            then judged at the end of the run, as a machine that is lent keeps nothing. None where
+            there is no such piece.
     """
 
     keep_best: bool = False
+    finals: dict[str, Any] | None = None
+
+    def is_done(self) -> bool:
+        return super().is_done() and all(unit.is_done() for unit in self.judgements())
+
+    def judgements(self) -> list["FinalUnit"]:
+        """What is measured of the final model at the end of the run."""
+        if self.finals is None:
+            return []
+        return [
+            FinalUnit(
+                self.trial,
+                self.root,
+                label=f"{self.label}, {model} model",
+                deadline=self.deadline,
+                model=model,
+                options=self.finals,
+            )
+            for model in final_models(self.finals)
+        ]
 
     def run(self) -> str:
-        """Run the trial to its end; "done", or "diverged".
+        """Run the trial to its end, and judge it there; "done", or "diverged".
 
-        Raises: Pause: the time was up; the run goes on from its checkpoint.
+        Raises: Pause: the time was up; the run goes on from its checkpoint, or is judged from it.
         """
         stop_at(self.deadline)
-        outcome = "done"
+        try:
+            outcome = self._train()
+            if outcome == "done":
+                self._judge()
+        except TimeoutError:  # another process has this run, of this piece or of one that shares it
+            raise Pause from None
+        if not self.keep_best:
+            # 90 MB for a ResNet-18, and a run that is done does not need it again
+            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        return outcome
+
+    def _train(self) -> str:
         try:
             run(
                 self.trial,
@@ -103,15 +137,19 @@ class TrainUnit(StudyTrial):
                 if_code_changed=self.if_code_changed,
                 wait=time_left(self.deadline),
             )
-        except TimeoutError:  # another process has this run, of this piece or of one that shares it
-            raise Pause from None
         except FloatingPointError as error:  # a result of the study, not a failure of the run
             record_divergence(self.trial, self.folder, error)
-            outcome = "diverged"
-        if not self.keep_best:
-            # 90 MB for a ResNet-18, and a run that is done does not need it again
-            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
-        return outcome
+            return "diverged"
+        return "done"
+
+    def _judge(self) -> None:
+        judgements = self.judgements()
+        if not judgements:
+            return
+        with only_one_process(self.folder, time_left(self.deadline)):
+            for unit in judgements:
+                if not unit.is_done():
+                    unit.run()
 
     def _observe(self, training: Training, record: Record) -> None:
         if record.robust_accuracy is None:  # only iterations that are evaluated are saved
@@ -275,8 +313,8 @@ class FinalUnit(StudyTrial):
     """What is said of one of the final models of a long run.
 
     Attributes:
-        model: "best" or "last".
-        options: of the piece.
+        model: "best" or "last", see :func:`final_models`.
+        options: of the piece: its "images", "restarts", "autoattack_size" and "attacks".
     """
 
     model: str = "last"
@@ -298,7 +336,11 @@ class FinalUnit(StudyTrial):
         return is_done(self.folder)
 
     def is_done(self) -> bool:
-        return self.found()["status"] == "done"
+        return self.found()["status"] == "done" or self._has_diverged()
+
+    def _has_diverged(self) -> bool:
+        """Whether the run ended with a loss that is not finite, and has no final model."""
+        return is_done(self.folder) and "diverged" in read_run(self.folder)
 
     def found(self) -> dict[str, Any]:
         """What has been measured so far: "status", "iteration" and, by name, "measured"."""
@@ -313,7 +355,9 @@ class FinalUnit(StudyTrial):
     def run(self) -> None:
         """Measure what is missing, and save it after each measurement.
 
-        Raises: Pause: the time was up.
+        Raises:
+            Pause: the time was up.
+            Failure: its weights are gone.
         """
         training = build_training(self.trial)
         saved = read_weights(self.folder, self.model, training.device)
@@ -328,11 +372,29 @@ class FinalUnit(StudyTrial):
         write_json(self.record, found | {"status": "done"})
 
 
+# the file that has the weights of a final model
+WEIGHTS = {"best": "best.pt", "last": "checkpoint.pt"}
+
+
+def final_models(options: dict) -> Sequence[str]:
+    """The final models that a piece of kind "finals" judges, of these options."""
+    return options.get("models", tuple(WEIGHTS))
+
+
 def read_weights(folder: Path, model: str, device: torch.device) -> dict[str, Any]:
-    """The weights of a finished run ("model"), and after which "iteration" they were saved."""
+    """The weights of a finished run ("model"), and after which "iteration" they were saved.
+
+    Raises: Failure: there are none.
+    """
+    path = folder / WEIGHTS[model]
+    if not path.exists():
+        raise Failure(
+            f"{folder} has no {path.name}, the weights that are to be judged; delete the folder to "
+            "run it anew."
+        )
+    state = torch.load(path, weights_only=True, map_location=device)
     if model == "best":
-        return torch.load(folder / "best.pt", weights_only=True, map_location=device)
-    state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location=device)
+        return state
     last = pd.read_csv(folder / "records.csv").iteration.iloc[-1]
     return {"model": state["training"]["model"], "iteration": int(last)}
 
@@ -349,16 +411,16 @@ def final_measurements(
 ) -> Iterator[tuple[str, Measurement]]:
     """What is measured of a final model; at the scale "tiny" on a few images, by one attack."""
     tiny = options["tiny"]
-    images, labels = training.data.test(slice(32 if tiny else None))
-    attack = trial.judge(restarts=2 if tiny else 10)
+    images, labels = training.test_images(32 if tiny else options.get("images"))
+    attack = trial.judge(restarts=2 if tiny else options.get("restarts", 10))
     if not isinstance(attack, PGD):
         raise ValueError(f"a final model is judged by PGD, not by {type(attack).__name__}.")
     return measurements(
-        training.model,
+        training.judged_model(),
         images,
         labels,
         attack,
         autoattack=autoattack_size(options),
         part=4 if tiny else AUTOATTACK_PART,
-        attacks=["apgd-ce"] if tiny else None,
+        attacks=["apgd-ce"] if tiny else options.get("attacks"),
     )

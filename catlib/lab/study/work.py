@@ -8,7 +8,7 @@ worker waits for the end of a piece.
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ..batch.units import check_datasets, check_folder, shard
 from ..judge import autoattack_is_installed, together
 from ..paths import NOTEBOOKS, RESULTS, ROOT
 from ..runs import IF_CODE_CHANGED, Trial, put_aside
+from .cost import Speed, finals_of, seconds_of_runs
 from .plan import Piece, pieces_of
 from .tables import Finished, finished_in, finished_runs, write_result, write_table
 from .units import (
@@ -32,6 +33,7 @@ from .units import (
     StudyTrial,
     TrainUnit,
     autoattack_size,
+    final_models,
 )
 
 StudyUnit = StudyTrial | StudyNotebook
@@ -76,6 +78,8 @@ def study(
     workers: int | None = None,
     scheduler: str | None = None,
     part: str | None = None,
+    seeds: Collection[int] = (),
+    speed: Speed | None = None,
     if_code_changed: str = "refuse",
 ) -> bool:
     """Run the pieces of a profile, or those named.
@@ -89,13 +93,17 @@ def study(
             in this process, with all its threads, so that nothing disturbs the times in the tables.
         scheduler: address of a Dask scheduler, whose workers run all in place of processes here.
         part: run only this part, such as "2/5", the second of five.
+        seeds: only the runs of these seeds, and no notebook; empty is all. The tables hold what is
+            finished.
+        speed: of this machine's GPU, to say beforehand how long the runs of each piece take.
         if_code_changed: what to do with runs that other code made: "refuse" raises an error,
             "repeat" puts them aside and makes them anew, "reuse" takes them as they are.
 
     Returns: True when all of it is done, False when the time was up before.
 
     Raises:
-        ValueError: there is no such profile, or it has no piece of one of the names; a piece of
+        ValueError: there is no such profile, or it has no piece of one of the names or no run of
+            one of the seeds; a piece of
             ``names`` needs packages that are not installed (without ``names`` it is left out, and
             said to be); there are runs of other code, and they are to be refused; or a dataset, a
             folder, the disk or the memory will not do. Nothing was started.
@@ -113,7 +121,7 @@ def study(
         )
     chosen = possible([piece for piece in pieces if not names or piece.name in names], names)
     planned = [Planned(piece, KINDS[piece.kind].units(piece, runs, deadline)) for piece in chosen]
-    units = each_once(planned)
+    units = of_seeds(each_once(planned), seeds)
     if part is not None:
         units = shard(units, part)
     settle_other_code(units, runs, if_code_changed)
@@ -124,6 +132,8 @@ def study(
         check_folder(runs, "--runs")
         check_folder(results, "--results")
         with place_for(len(left), runs, workers, scheduler) as where:
+            if speed is not None:
+                say_time_left(planned, left, speed, where.count)
             outcomes = work_through(left, planned, where, runs, results)
         if any(result.outcome == "paused" for result in outcomes):
             return False
@@ -179,6 +189,41 @@ def each_once(planned: Sequence[Planned]) -> list[StudyUnit]:
         for unit in one.units:
             units.setdefault(unit.record, unit)
     return list(units.values())
+
+
+def of_seeds(units: Sequence[StudyUnit], seeds: Collection[int]) -> list[StudyUnit]:
+    """The units whose trials have one of the seeds; all of them if no seed is given.
+
+    Raises: ValueError: there is no unit of one of the seeds.
+    """
+    if not seeds:
+        return list(units)
+    of_trials = [unit for unit in units if isinstance(unit, StudyTrial)]
+    there = {unit.trial.seed for unit in of_trials}
+    unknown = sorted(set(seeds) - there)
+    if unknown:
+        raise ValueError(
+            f"no run has the seed {', '.join(map(str, unknown))}; "
+            f"the pieces have runs of the seeds {', '.join(map(str, sorted(there))) or 'none'}."
+        )
+    return [unit for unit in of_trials if unit.trial.seed in seeds]
+
+
+def say_time_left(
+    planned: Sequence[Planned], left: Sequence[StudyUnit], speed: Speed, workers: int
+) -> None:
+    """Print of each piece how many runs are left, and about how long they take."""
+    waiting = {unit.record for unit in left}
+    for one in planned:
+        units = [unit for unit in one.units if unit.record in waiting]
+        trials = [unit.trial for unit in units if isinstance(unit, TrainUnit | SimilarityUnit)]
+        waiting -= {unit.record for unit in units}  # a run that pieces share is said once
+        if trials:
+            judged = next((unit.finals for unit in units if isinstance(unit, TrainUnit)), None)
+            minutes = seconds_of_runs(one.piece, trials, speed, judged) / 60 / workers
+            print(
+                f"{one.piece.table}: {len(trials)} runs left, about {minutes:.1f} min", flush=True
+            )
 
 
 def work_through(
@@ -290,8 +335,16 @@ def labelled(piece: Piece, trials: Sequence[tuple[str, Trial]]) -> Iterator[tupl
 
 def train_units(piece: Piece, runs: Path, deadline: float) -> list[TrainUnit]:
     keep_best = piece.options.get("keep_best", False)
+    finals = None if keep_best else finals_of(piece, all_pieces_beside(piece))
     return [
-        TrainUnit(trial, runs, label=label, deadline=deadline, keep_best=keep_best)
+        TrainUnit(
+            trial,
+            runs,
+            label=label,
+            deadline=deadline,
+            keep_best=keep_best,
+            finals=finals,
+        )
         for label, trial in labelled(piece, piece.trials)
     ]
 
@@ -359,9 +412,11 @@ def write_notebook(planned: Planned, runs: Path, results: Path) -> None:
             print(f"{planned.piece.table}: {copy.name}, {page.name}", flush=True)
 
 
-def final_units(piece: Piece, runs: Path, deadline: float) -> list[FinalUnit]:
-    """The best and the last model of each long run."""
+def final_units(piece: Piece, runs: Path, deadline: float) -> Sequence[FinalUnit | TrainUnit]:
+    """The final models of each long run; or the runs, where these are judged at their end."""
     long = long_piece(piece)
+    if not long.options.get("keep_best", False):
+        return train_units(long, runs, deadline)
     return [
         FinalUnit(
             trial,
@@ -372,27 +427,35 @@ def final_units(piece: Piece, runs: Path, deadline: float) -> list[FinalUnit]:
             options=piece.options,
         )
         for label, trial in labelled(piece, long.trials)
-        for model in ("best", "last")
+        for model in final_models(piece.options)
     ]
 
 
 def long_piece(piece: Piece) -> Piece:
     """The piece whose final models a piece of kind "finals" judges."""
-    scale = "tiny" if piece.options["tiny"] else "full"
-    others = pieces_of(piece.profile, scale)
+    others = all_pieces_beside(piece)
     return next(other for other in others if other.name == piece.options["of"])
 
 
+def all_pieces_beside(piece: Piece) -> list[Piece]:
+    """The pieces of the same profile at the same scale."""
+    return pieces_of(piece.profile, "tiny" if piece.options.get("tiny") else "full")
+
+
 def write_finals(planned: Planned, runs: Path, results: Path) -> None:
-    """A row for each final model that is judged, of the runs of which both are."""
+    """A row for each final model, of the runs that did not diverge and of which all are judged."""
     piece = planned.piece
     long = long_piece(piece)
-    judged: dict[Path, list[FinalUnit]] = {}
-    for unit in planned.units:
-        if isinstance(unit, FinalUnit) and unit.is_done():
-            judged.setdefault(unit.folder, []).append(unit)
-    finished = [one for one in finished_runs(long, runs) if len(judged.get(one.folder, [])) == 2]
-    rows = [final_row(one, unit) for one in finished for unit in judged[one.folder]]
+    finished = []
+    rows = []
+    for one in finished_runs(long, runs):
+        units = [
+            FinalUnit(one.trial, runs, model=model, options=piece.options)
+            for model in final_models(piece.options)
+        ]
+        if "diverged" not in one.info and all(unit.is_done() for unit in units):
+            finished.append(one)
+            rows += [final_row(one, unit) for unit in units]
     if rows:
         write_result(replace(piece, trials=long.trials), pd.DataFrame(rows), finished, results)
 
