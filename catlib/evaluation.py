@@ -85,6 +85,7 @@ def robust_accuracy(
         model: images (B, C, H, W) to logits (B, K).
         images: (n, C, H, W) in [0, 1].
         labels: (n,), integers in 0..K-1.
+        attack: a PGD, or any ``attack(model, images, labels) -> images``.
         batch_size: images in one forward pass.
         seed: of the random starts. An attack that draws from torch's global random state finds it
             seeded by this number; its own state is restored afterwards.

@@ -85,6 +85,7 @@ class Training(Iterator[Record]):
         evaluation_attack: judges robust accuracy; None is ``attack`` with 20 steps, if it is a PGD.
         evaluation_size: the first so many test images are the fixed subset that evaluations use.
         augment: ``augment(images, generator) -> images`` before the attack, e.g. ``crop_and_flip``.
+        seed: of all random numbers but the sampler's draws.
         device: "auto" takes a GPU if there is one.
         precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only;
             evaluation is always in float32.

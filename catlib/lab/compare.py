@@ -36,6 +36,10 @@ def measured(name: str, folder: Path | None = None) -> pd.DataFrame | None:
     """The study's table ``data/results/<name>.csv``; None where it is not measured yet.
 
     The lines above the table, which say where it is from, are in ``attrs["about"]``.
+
+    Args:
+        name: of the file, without its ending.
+        folder: where it is; None is ``data/results``.
     """
     path = (folder or RESULTS) / f"{name}.csv"
     if not path.exists():
@@ -145,6 +149,10 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Estimate:
 
     The interval needs values that are roughly normal. It covers too seldom where a few of them come
     from elsewhere, as from a run that did not learn: see :func:`did_not_learn`.
+
+    Args:
+        values: (n,), independent of each other.
+        confidence: of the interval.
     """
     each = np.asarray(values, float)
     count = len(each)
@@ -204,6 +212,13 @@ def costs(
     """What every run took to reach a level: a row a run with ``by``, seed and the three costs.
 
     The costs are NaN where the run did not reach the level.
+
+    Args:
+        records: of all runs, with the columns ``by``, seed, iteration, passes, seconds and the
+            metric.
+        level: in [0, 1].
+        metric: "accuracy" or "robust_accuracy".
+        by: the column that tells the arms apart.
     """
     rows = []
     for (name, seed), run in records.groupby([by, "seed"]):
@@ -226,8 +241,13 @@ def speed_table(
     """Tables 1 and 2 of the paper from records: a row a level, what two arms took, and the ratio.
 
     Args:
+        records: of all runs; see :func:`costs`.
         levels: in [0, 1].
+        metric: "accuracy" or "robust_accuracy".
         cost: "iteration", "passes" or "seconds", totals since the start of training.
+        by: the column that tells the arms apart.
+        baseline: the arm whose cost is divided.
+        arm: the one that it is divided by.
 
     Returns: columns ``metric``, ``level`` (percent), ``cost``; for each of the two arms the mean
         over the seeds that reached the level, and ``<arm> reached`` as "2/3"; ``ratio`` baseline /
@@ -359,7 +379,13 @@ def overall(
     otherwise the mean would favour the arm whose slow runs never arrive.
 
     Args:
+        records: of all runs; see :func:`costs`.
         levels: in [0, 1].
+        metric: "accuracy" or "robust_accuracy".
+        cost: "iteration", "passes" or "seconds".
+        baseline: the arm whose cost is divided.
+        arm: the one that it is divided by.
+        by: the column that tells the arms apart.
     """
     both = records[records[by].isin([baseline, arm])]
     used = []

@@ -136,7 +136,8 @@ def judge(
             where it is, and afterwards as it was, with new weights if some are given; or a name
             for `build_model`, as "my_models:small_net", and then on a GPU if there is one.
         data: whose test images are used; or a name for `load_data`.
-        epsilon: radius of the attacks, in units of images in [0, 1]; ``norm`` is "linf" or "l2".
+        epsilon: radius of the attacks, in units of images in [0, 1].
+        norm: of the ball, "linf" or "l2".
         weights: what to load into the model first: a state dict, or a file that has one, such as
             a run's checkpoint.pt (see `read_weights`).
         images: use the first so many test images; None is all.
@@ -558,6 +559,10 @@ def _advance(bar: tqdm, images: int) -> None:
 
 def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor]) -> None:
     """Load a state dict, or a file that has one, into a model.
+
+    Args:
+        model: changed in place; it stays on its device.
+        weights: a state dict, or the file of one; see :func:`read_weights`.
 
     Raises: ValueError: the file cannot be read, or does not fit the model, which is then as it was.
     """

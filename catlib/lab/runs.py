@@ -247,7 +247,12 @@ def _as_file_name(name: str) -> str:
 
 
 def build_training(trial: Trial, *, progress: bool = False) -> Training:
-    """The Training that a trial describes, before its first iteration."""
+    """The Training that a trial describes, before its first iteration.
+
+    Args:
+        trial: the settings.
+        progress: show a tqdm bar.
+    """
     device = choose_device(trial.device)
     data = _first_images(load_data(trial.dataset).to(device), trial.train_size)
     model = build_model(trial.model, data, seed=trial.seed).to(device)
@@ -335,6 +340,10 @@ def records_of(trial: Trial, training: Training) -> Iterator[Record]:
 
     That is an epsilon that grows, and the end of a warm-up of the sampler. After an interrupt or
     an error call it again with the same training to go on.
+
+    Args:
+        trial: the settings.
+        training: what :func:`build_training` made of them.
     """
     attack = training_attack(trial)
     while True:
