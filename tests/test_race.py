@@ -4,6 +4,7 @@ import math
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -48,8 +49,19 @@ def test_what_is_given_replaces_what_suits_the_data_and_none_does_not():
         800,
         2,
     )
-    with pytest.raises(ValueError, match="choose one of digits"):
+    with pytest.raises(ValueError, match="must be one of digits"):
         race.settings_for("letters")
+
+
+def test_data_of_ones_own_have_settings_that_fit_and_levels_above_chance(tmp_path):
+    labels = np.arange(30) % 3
+    images = np.zeros((30, 8, 8), np.uint8)
+    few = str(tmp_path / "few.npz")
+    np.savez(few, x_train=images, y_train=labels, classes=["a", "b", "c"])
+    settings = race.settings_for(few, iterations=3)
+    assert settings == race.OWN_DATA | {"sampling_number": 24, "iterations": 3}
+    assert race.levels_for(few)["robust_accuracy"] == [40, 50, 60, 70, 80, 90]
+    assert race.levels_for("digits") == race.LEVELS["digits"]
 
 
 def test_the_sentences_say_what_compare_says_and_count_arrivals():

@@ -415,13 +415,15 @@ def ends(records: pd.DataFrame, by: str = "arm") -> pd.DataFrame:
 def did_not_learn(last: pd.DataFrame, classes: int = 10) -> pd.Series:
     """How many runs of every arm did not learn: their last accuracy is below twice that of chance.
 
-    A mean with such a run in it is a mean of two different things, and its interval cannot be
-    trusted: so they are counted.
+    With fewer than ten classes it is below ten points above chance. A mean with such a run in it is
+    a mean of two different things, and its interval cannot be trusted: so they are counted.
 
     Args:
         last: :func:`ends`.
+        classes: of the data.
     """
-    failed = ~(last.accuracy >= 2 / classes)  # a run that diverged has no accuracy at all
+    learned = min(2 / classes, 1 / classes + 0.1)
+    failed = ~(last.accuracy >= learned)  # a run that diverged has no accuracy at all
     return failed.groupby(level=0, sort=False).sum()
 
 
@@ -533,9 +535,9 @@ def better(last: pd.DataFrame, metric: str, baseline: str, arm: str) -> tuple[Es
     return gap, judged(gap, how_much_better(gap, arm))
 
 
-def failures(last: pd.DataFrame, *arms: str) -> str:
+def failures(last: pd.DataFrame, *arms: str, classes: int = 10) -> str:
     """How many runs of these arms did not learn, in words; empty where all of them did."""
-    counts = did_not_learn(last)
+    counts = did_not_learn(last, classes)
     if not sum(counts[arm] for arm in arms):
         return ""
     words = [f"{arm} {counts[arm]} of {len(last.loc[arm])}" for arm in arms]
