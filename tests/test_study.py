@@ -250,15 +250,35 @@ def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(t
 
 def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path):
     one = quick(piece("similarity"))
-    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.parts(one, tmp_path / "runs", tmp_path, float("inf"))
     table = read(tmp_path / "smoke_similarity.csv")
     assert set(table.arm) == {"AT", "CAT"}
     assert table["mean"].between(0, 1).all()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")}
-    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.parts(one, tmp_path / "runs", tmp_path, float("inf"))
     assert stamps == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/run.json")
     }
+
+
+def test_a_draw_is_recorded_with_the_weights_of_its_moment(tmp_path):
+    one = quick(piece("draws"))
+    work.parts(one, tmp_path / "runs", tmp_path, float("inf"))
+    table = read(tmp_path / "smoke_draws.csv")
+    training = build_training(one.trials[0][1])
+    for _ in training:
+        pass
+    weights = training.sampler.weights.numpy()
+    labels = training.data.y_train.numpy()
+    assert table.image.tolist() == training.sampler.draw().tolist()
+    assert table.label.tolist() == labels[table.image].tolist()
+    for row in table.itertuples():
+        of_class = weights[labels == row.label]
+        assert row.weight == pytest.approx(weights[row.image], abs=1e-4)
+        lighter = sum(weight < weights[row.image] for weight in of_class)
+        assert row.below == pytest.approx(lighter / len(of_class), abs=1e-4)
+        assert sum(of_class < row.class_median - 1e-3) <= len(of_class) / 2
+        assert sum(of_class > row.class_median + 1e-3) <= len(of_class) / 2
 
 
 def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, monkeypatch):
@@ -267,11 +287,11 @@ def test_similarity_that_was_cut_off_keeps_the_half_that_was_measured(tmp_path, 
         "catlib.lab.study.work.staleness", lambda *_, **__: (_ for _ in ()).throw(work.Pause)
     )
     with pytest.raises(work.Pause):
-        work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+        work.parts(one, tmp_path / "runs", tmp_path, float("inf"))
     [measured] = (tmp_path / "runs").glob("*/neighbours.csv")
     stamp = measured.stat().st_mtime_ns
     monkeypatch.undo()
-    work.similarity(one, tmp_path / "runs", tmp_path, float("inf"))
+    work.parts(one, tmp_path / "runs", tmp_path, float("inf"))
     assert measured.stat().st_mtime_ns == stamp
     assert set(read(tmp_path / "smoke_similarity_staleness.csv").arm) == {"AT", "CAT"}
 

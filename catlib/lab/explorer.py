@@ -1,6 +1,6 @@
-"""Pictures of the sampling number: AT beside CAT at each, what a level cost, and a live figure.
+"""Pictures of the sampling number, and live figures of what was recorded: a grid, and a race.
 
-The live figure is made by plotly and needs no kernel: its slider and buttons work wherever the
+A live figure is made by plotly and needs no kernel: its slider and buttons work wherever the
 script of plotly is loaded, as on a page of the course. Beside it in the same output stands a still
 picture, for places that show no script.
 """
@@ -114,19 +114,8 @@ def explore_grid(grid: pd.DataFrame, alpha: float = 0.5) -> None:
             robust_accuracy.
         alpha: which one is shown at first, and in the still picture.
     """
-    still = still_grid(grid, alpha)
-    stored = picture(still)
-    plt.close(still)
-    assert stored is not None, "a figure with axes is never empty"
-    png, shown = stored
-    values = f"alpha {', '.join(f'{value:g}' for value in sorted(grid.alpha.unique()))}"
-    shown["alt"] = f"Robust accuracy at alpha = {alpha:g}, a curve for each sampling number."
-    bundle = {
-        PLOTLY: json.loads(live_grid(grid, alpha).to_json()),
-        "image/png": base64.b64encode(png).decode(),
-        "text/plain": f"a figure with a slider: {values}",
-    }
-    display(bundle, raw=True, metadata={"image/png": shown})
+    alt = f"Robust accuracy at alpha = {alpha:g}, a curve for each sampling number."
+    _show(live_grid(grid, alpha), still_grid(grid, alpha), alt, sorted(grid.alpha.unique()))
 
 
 def still_grid(grid: pd.DataFrame, alpha: float) -> Figure:
@@ -134,15 +123,10 @@ def still_grid(grid: pd.DataFrame, alpha: float) -> Figure:
 
     Only means over the seeds: five bands on top of each other could not be told apart.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.9), sharey=True)
-    own = grid[grid.alpha == alpha]
-    for axis, cost in ((left, "iteration"), (right, "passes")):
-        curves(own, cost, ("robust_accuracy",), by="sampling_number", band=False, axes=axis)
-        axis.set(title="", ylim=(0, _round_above(grid.robust_accuracy.max())))
-        axis.get_legend().remove()
-    right.set_xscale("log")
-    left.set_ylabel(METRICS["robust_accuracy"])
-    right.legend(title="k", fontsize=9, loc="upper left", bbox_to_anchor=(1, 1.05))
+    figure = _against_iterations_and_passes(
+        grid[grid.alpha == alpha], "sampling_number", _round_above(grid.robust_accuracy.max())
+    )
+    figure.axes[1].legend(title="k", fontsize=9, loc="upper left", bbox_to_anchor=(1, 1.05))
     figure.suptitle(f"CAT with alpha = {alpha:g}", fontsize=11)
     return figure
 
@@ -154,56 +138,146 @@ def live_grid(grid: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
 
     Raises: ValueError: the evaluations do not lie at equal distances.
     """
-    alphas = sorted(grid.alpha.unique())
+    shown = {value: grid[grid.alpha == value] for value in sorted(grid.alpha.unique())}
+    return _live(shown, "sampling_number", alpha, "sampling number k")
+
+
+# ------------------------------------------------------------------ a recorded race, live
+
+
+def explore_race(race: pd.DataFrame, alpha: float = 0.5) -> None:
+    """Show a recorded race of AT and CAT: a live figure, and a still one in its place.
+
+    Args:
+        race: records of AT, and of CAT at several alphas, with the columns method, alpha, seed,
+            iteration, passes and robust_accuracy.
+        alpha: of CAT, which one is shown at first, and in the still picture.
+    """
+    alt = f"Robust accuracy of AT and of CAT with alpha = {alpha:g} rises, recorded over seeds."
+    _show(live_race(race, alpha), still_race(race, alpha), alt, _alphas_of(race))
+
+
+def still_race(race: pd.DataFrame, alpha: float) -> Figure:
+    """Robust accuracy of AT and of CAT at one alpha, against iterations and passes."""
+    figure = _against_iterations_and_passes(
+        _race_at(race, alpha), "arm", _round_above(race.robust_accuracy.max()), band=True
+    )
+    figure.axes[0].legend(fontsize=9)
+    figure.suptitle(f"recorded, {race.seed.nunique()} seeds: alpha = {alpha:g}", fontsize=11)
+    return figure
+
+
+def live_race(race: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
+    """The same by plotly: a slider moves the alpha of CAT, and AT, which has none, stays.
+
+    Raises: ValueError: the evaluations do not lie at equal distances.
+    """
+    shown = {value: _race_at(race, value) for value in _alphas_of(race)}
+    return _live(shown, "arm", alpha, f"recorded, {race.seed.nunique()} seeds")
+
+
+def _alphas_of(race: pd.DataFrame) -> list[float]:
+    return sorted(race[race.method == "CAT"].alpha.unique())
+
+
+def _race_at(race: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """The records of AT and of CAT at one alpha, as the arms "AT" and "CAT"."""
+    chosen = (race.method == "AT") | (race.alpha == alpha)
+    return race[chosen].assign(arm=race.method)
+
+
+# ------------------------------------------------------------------ what both are made of
+
+
+def _show(live: go.Figure, still: Figure, alt: str, alphas: Sequence[float]) -> None:
+    """Display a live figure and its still picture as one output, with the text for both."""
+    stored = picture(still)
+    plt.close(still)
+    assert stored is not None, "a figure with axes is never empty"
+    png, shown = stored
+    shown["alt"] = alt
+    values = f"alpha {', '.join(f'{value:g}' for value in alphas)}"
+    bundle = {
+        PLOTLY: json.loads(live.to_json()),
+        "image/png": base64.b64encode(png).decode(),
+        "text/plain": f"a figure with a slider: {values}",
+    }
+    display(bundle, raw=True, metadata={"image/png": shown})
+
+
+def _against_iterations_and_passes(
+    records: pd.DataFrame, by: str, top: float, band: bool = False
+) -> Figure:
+    """Robust accuracy, a curve for each value of ``by``, in two panels without legends."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.9), sharey=True)
+    for axis, cost in ((left, "iteration"), (right, "passes")):
+        curves(records, cost, ("robust_accuracy",), by=by, band=band, axes=axis)
+        axis.set(title="", ylim=(0, top))
+        axis.get_legend().remove()
+    right.set_xscale("log")
+    left.set_ylabel(METRICS["robust_accuracy"])
+    return figure
+
+
+def _live(shown: dict[float, pd.DataFrame], by: str, alpha: float, legend: str) -> go.Figure:
+    """Robust accuracy by plotly, with a slider for alpha and buttons for the cost.
+
+    Args:
+        shown: the records to draw at each alpha.
+        by: the column that tells the curves apart.
+        alpha: the one that is shown at first.
+        legend: its title.
+    """
     figure = go.Figure(layout={"template": "none"})  # the usual template is larger than the data
-    for trace in _traces(grid[grid.alpha == alpha]):
+    for trace in _traces(shown[alpha], by):
         figure.add_trace(trace)
     steps = []
-    for value in alphas:
-        heights = [trace["y"] for trace in _traces(grid[grid.alpha == value])]
+    for value, records in shown.items():
+        heights = [trace["y"] for trace in _traces(records, by)]
         steps.append({"label": f"{value:g}", "method": "restyle", "args": [{"y": heights}]})
     slider = {
-        "active": alphas.index(alpha),
+        "active": list(shown).index(alpha),
         "currentvalue": {"prefix": "alpha = "},
         "pad": {"t": 55},
         "steps": steps,
     }
+    highest = max(records.robust_accuracy.max() for records in shown.values())
     figure.update_layout(
         height=460,
         margin={"l": 60, "r": 20, "t": 60, "b": 40},
         xaxis={"title": {"text": COSTS["iteration"]}, "gridcolor": "#dddddd"},
         yaxis={
             "title": {"text": METRICS["robust_accuracy"]},
-            "range": [0, _round_above(grid.robust_accuracy.max())],
+            "range": [0, _round_above(highest)],
             "gridcolor": "#dddddd",
         },
-        legend={"title": {"text": "sampling number k"}},
+        legend={"title": {"text": legend}},
         sliders=[slider],
-        updatemenus=[_cost_buttons(grid[grid.alpha == alpha])],
+        updatemenus=[_cost_buttons(shown[alpha], by)],
     )
     return figure
 
 
-def _traces(own: pd.DataFrame) -> list[dict]:
-    """For each sampling number three lines: the least over seeds, the most, and the mean."""
-    numbers = sorted(own.sampling_number.unique())
-    colours = colours_of(numbers)
+def _traces(own: pd.DataFrame, by: str) -> list[dict]:
+    """For each value of ``by`` three lines: the least over seeds, the most, and the mean."""
+    names = sorted(own[by].unique())
+    colours = colours_of(names)
     traces = []
-    for number in numbers:
-        runs = own[own.sampling_number == number].groupby("iteration")
-        colour = to_hex(colours[number])
+    for name in names:
+        runs = own[own[by] == name].groupby("iteration")
+        colour = to_hex(colours[name])
         line = {
             "type": "scatter",
             "mode": "lines",
             **_places(runs.iteration.first()),
-            "legendgroup": str(number),
+            "legendgroup": str(name),
             "hoverinfo": "skip",
             "showlegend": False,
         }
         edge = line | {"line": {"width": 0}}
         band = {"fill": "tonexty", "fillcolor": _see_through(colour)}
         shown = {
-            "name": str(number),
+            "name": str(name),
             "line": {"color": colour, "width": 2.5},
             "hoverinfo": "x+y+name",
             "showlegend": True,
@@ -215,12 +289,12 @@ def _traces(own: pd.DataFrame) -> list[dict]:
     return traces
 
 
-def _cost_buttons(own: pd.DataFrame) -> dict:
+def _cost_buttons(own: pd.DataFrame, by: str) -> dict:
     """Two buttons that put iterations or passes on the axis below."""
     buttons = []
     for cost, scale in (("iteration", "linear"), ("passes", "log")):
         places: dict[str, list[float]] = {"x0": [], "dx": []}
-        for _, part in own.groupby("sampling_number"):
+        for _, part in own.groupby(by):
             across = _places(part.groupby("iteration")[cost].mean())
             for name in places:
                 places[name] += 3 * [across[name]]  # of the least, the most and the mean

@@ -139,8 +139,8 @@ def settle_other_code(
 
 def run_folder(piece: Piece, runs: Path, trial: Trial) -> Path:
     """Where a piece keeps what it measures of a trial."""
-    if piece.kind == "similarity":
-        return similarity_folder(runs, trial)
+    if piece.kind in PARTS:
+        return runs / f"{piece.kind}-{trial.id}"
     return runs / trial.id
 
 
@@ -278,12 +278,12 @@ def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
     write_json(folder / "run.json", {"status": "done", **info, **ending})
 
 
-# ------------------------------------------------------------------ similarity: Fig. 1
+# ------------------------------------------------------------------ similarity: Fig. 1; and draws
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the two tables that are measured of every trial."""
+    """One of the tables that are measured of every trial of such a piece."""
 
     name: str
     suffix: str  # of the piece's table
@@ -291,8 +291,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class SimilarityJob:
-    """The similarity of one trial."""
+class PartsJob:
+    """What is measured along the training of one trial."""
 
     name: str
     piece: Piece
@@ -305,28 +305,24 @@ class SimilarityJob:
         return self.folder / "error.txt"
 
     def run(self) -> None:
-        measure_similarity(self.piece, self.trial, self.folder, self.deadline)
+        measure_parts(self.piece, self.trial, self.folder, self.deadline)
 
 
-def similarity(
+def parts(
     piece: Piece, runs: Path, results: Path, deadline: float, where: Where = HERE
 ) -> list[Result]:
-    """Fig. 1 from runs of its own, and how well an old weight still ranks examples."""
+    """The tables of a piece of kind "similarity" or "draws", from trainings of its own."""
     jobs = []
     for number, (_, trial) in enumerate(piece.trials):
-        folder = similarity_folder(runs, trial)
+        folder = run_folder(piece, runs, trial)
         if not is_done(folder):
-            jobs.append(SimilarityJob(job_name(piece, number), piece, trial, folder, deadline))
-    failed = do_all(jobs, where, lambda _: write_similarity(piece, runs, results))
-    write_similarity(piece, runs, results)
+            jobs.append(PartsJob(job_name(piece, number), piece, trial, folder, deadline))
+    failed = do_all(jobs, where, lambda _: write_parts(piece, runs, results))
+    write_parts(piece, runs, results)
     return failed
 
 
-def similarity_folder(runs: Path, trial: Trial) -> Path:
-    return runs / f"similarity-{trial.id}"
-
-
-def measure_similarity(piece: Piece, trial: Trial, folder: Path, deadline: float) -> None:
+def measure_parts(piece: Piece, trial: Trial, folder: Path, deadline: float) -> None:
     """Measure the parts that the folder lacks, each along a training of its own.
 
     The run.json is there from the beginning, with the digests of the code, so that parts which a
@@ -338,7 +334,7 @@ def measure_similarity(piece: Piece, trial: Trial, folder: Path, deadline: float
     known = provenance(trial, build_training(trial))
     info = {**known, "stretches": [*stretches, known]}
     write_json(folder / "run.json", {"status": "running", **info})
-    for part in PARTS:
+    for part in PARTS[piece.kind]:
         path = folder / f"{part.name}.csv"
         if begun and path.exists():
             continue
@@ -364,22 +360,45 @@ def measure_staleness(training: Training, trial: Trial, options: dict) -> pd.Dat
     return staleness(training, examples=examples, every=max(1, trial.iterations // 6))
 
 
-PARTS = (
-    Part("neighbours", "", measure_neighbours),
-    Part("staleness", "_staleness", measure_staleness),
-)
+def measure_draw(training: Training, trial: Trial, options: dict) -> pd.DataFrame:
+    """The draw that would come after the last iteration: a row for each drawn image.
+
+    Columns: seed, alpha; image (its index), label, weight (w of Eq. 4); below, the share of its
+    class's images that weigh less; class_median, the median weight of its class.
+    """
+    for _ in training:
+        pass
+    weights = training.sampler.weights.cpu()
+    labels = training.data.y_train.cpu()
+    rows = []
+    for image in training.sampler.draw().tolist():
+        of_class = weights[labels == labels[image]]
+        row = {"seed": trial.seed, "alpha": trial.alpha, "image": image}
+        row |= {"label": labels[image].item(), "weight": weights[image].item()}
+        row["below"] = (of_class < weights[image]).double().mean().item()
+        rows.append(row | {"class_median": of_class.median().item()})
+    return pd.DataFrame(rows)
 
 
-def write_similarity(piece: Piece, runs: Path, results: Path) -> None:
-    """The two tables, from the parts of the finished runs."""
+PARTS = {
+    "similarity": (
+        Part("neighbours", "", measure_neighbours),
+        Part("staleness", "_staleness", measure_staleness),
+    ),
+    "draws": (Part("draw", "", measure_draw),),
+}
+
+
+def write_parts(piece: Piece, runs: Path, results: Path) -> None:
+    """The tables of a piece, from the parts of the finished runs."""
     finished = [
-        finished_in(similarity_folder(runs, trial), arm, trial)
+        finished_in(run_folder(piece, runs, trial), arm, trial)
         for arm, trial in piece.trials
-        if is_done(similarity_folder(runs, trial))
+        if is_done(run_folder(piece, runs, trial))
     ]
     if not finished:
         return
-    for part in PARTS:
+    for part in PARTS[piece.kind]:
         tables = [
             read_part(one.folder / f"{part.name}.csv").assign(arm=one.arm).round(4)
             for one in finished
@@ -575,4 +594,10 @@ def do_missing(
     return results
 
 
-KINDS = {"train": train, "similarity": similarity, "notebook": notebook, "finals": finals}
+KINDS = {
+    "train": train,
+    "similarity": parts,
+    "draws": parts,
+    "notebook": notebook,
+    "finals": finals,
+}
