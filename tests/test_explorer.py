@@ -181,6 +181,58 @@ def test_the_recorded_race_is_that_of_lesson_06_and_its_output_stays_small(monke
     assert options["raw"] and "recorded" in options["metadata"]["image/png"]["alt"]
 
 
+@pytest.fixture
+def draws():
+    """A draw of 40 images of two classes after each of two trainings at each of three alphas."""
+    random = np.random.default_rng(0)
+    rows = []
+    for alpha in ALPHAS:
+        for seed in (0, 1):
+            for image in random.permutation(400)[:40]:
+                label = image % 2
+                row = {"alpha": alpha, "seed": seed, "image": image, "label": label}
+                row |= {"weight": random.normal() + alpha, "below": random.random()}
+                rows.append(row | {"class_median": label - 3.0})
+    return pd.DataFrame(rows)
+
+
+def test_the_slider_of_the_draws_shows_tenths_and_weights_of_its_alpha(draws):
+    figure = explorer.live_draws(draws, alpha=0.9)
+    steps = figure.layout.sliders[0].steps
+    for step, alpha in zip(steps, ALPHAS, strict=True):
+        own = draws[draws.alpha == alpha]
+        shares, medians, means = step.args[0]["y"]
+        counted = [((own.below >= i / 10) & (own.below < (i + 1) / 10)).mean() for i in range(10)]
+        np.testing.assert_allclose(shares, 100 * np.array(counted), atol=0.06)
+        np.testing.assert_allclose(medians, [-3, -2])
+        of_class = [own[own.label == label] for label in (0, 1)]
+        np.testing.assert_allclose(means, [part.weight.mean() for part in of_class], atol=6e-3)
+        heaviest = [part.loc[part.weight.idxmax()].image for part in of_class]
+        assert step.args[0]["hovertext"][2] == [f"heaviest: image {i:.0f}" for i in heaviest]
+    active = steps[figure.layout.sliders[0].active]
+    assert active.label == "0.9"
+    assert [list(trace.y) for trace in figure.data] == [list(line) for line in active.args[0]["y"]]
+
+
+def test_the_still_draws_show_the_same_numbers(draws):
+    left, right = explorer.still_draws(draws, 0.5).axes
+    live = explorer.live_draws(draws, alpha=0.5)
+    heights = [bar.get_height() for bar in left.patches]
+    np.testing.assert_allclose(heights, live.data[0].y)
+    drawn = {line.get_label(): line.get_ydata() for line in right.get_lines()}
+    np.testing.assert_allclose(drawn["all images, median"], live.data[1].y)
+    np.testing.assert_allclose(drawn["drawn, mean"], live.data[2].y)
+
+
+def test_the_recorded_draws_are_small(monkeypatch):
+    shown = []
+    monkeypatch.setattr(explorer, "display", lambda *args, **kwargs: shown.append((args, kwargs)))
+    explorer.explore_draws(measured("cpu_digits_draws"))
+    ((bundle,), options) = shown[0]
+    assert len(json.dumps(bundle, indent=1)) < 20_000, "lesson 04 is close to its 300 kB"
+    assert options["raw"] and "recorded" in options["metadata"]["image/png"]["alt"]
+
+
 def test_wherever_the_course_keeps_a_live_figure_a_still_one_stands_beside_it():
     found = 0
     for path in NOTEBOOKS.glob("*.ipynb"):

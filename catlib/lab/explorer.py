@@ -1,4 +1,4 @@
-"""Pictures of the sampling number, and live figures of what was recorded: a grid, and a race.
+"""Pictures of the sampling number, and live figures of what was recorded: grid, race, draws.
 
 A live figure is made by plotly and needs no kernel: its slider and buttons work wherever the
 script of plotly is loaded, as on a page of the course. Beside it in the same output stands a still
@@ -8,6 +8,7 @@ picture, for places that show no script.
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +25,11 @@ from .figures import COLOURS, colours_of, curves, picture
 
 PLOTLY = "application/vnd.plotly.v1+json"
 ARMS = ("AT", "CAT")
+TENTHS = list(range(1, 11))
+TENTHS_OF = "tenth of the class, by weight"
+PLACES = "% of the places"
+MEDIAN = "all images, median"
+MEAN = "drawn, mean"
 
 
 def small_multiples(
@@ -186,7 +192,115 @@ def _race_at(race: pd.DataFrame, alpha: float) -> pd.DataFrame:
     return race[chosen].assign(arm=race.method)
 
 
-# ------------------------------------------------------------------ what both are made of
+# ------------------------------------------------------------------ recorded draws, live
+
+
+def explore_draws(draws: pd.DataFrame, alpha: float = 0.5) -> None:
+    """Show recorded draws of CAT: a live figure, and a still one in its place.
+
+    Args:
+        draws: a row for each drawn image, with the columns alpha, seed, image, label, weight, below
+            (the share of its class's images that weigh less) and class_median (the median weight of
+            its class).
+        alpha: which one is shown at first, and in the still picture.
+    """
+    alt = (
+        f"The recorded draws at alpha = {alpha:g}: left, how many places each tenth of the weights "
+        "gets; right, the weights of the drawn above those of their class."
+    )
+    _show(live_draws(draws, alpha), still_draws(draws, alpha), alt, sorted(draws.alpha.unique()))
+
+
+def still_draws(draws: pd.DataFrame, alpha: float) -> Figure:
+    """Who is drawn at one alpha: the places by tenths of the weights, and the weights by class."""
+    who = _who_is_drawn(draws[draws.alpha == alpha])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.6))
+    left.bar(TENTHS, who.places, color=COLOURS["CAT"])
+    left.axhline(10, color="0.4", linestyle="--", linewidth=1)
+    left.set(xlabel=TENTHS_OF, ylabel=PLACES, xticks=TENTHS)
+    right.plot(who.classes, who.medians, "D", color="0.5", markersize=4, label=MEDIAN)
+    right.plot(who.classes, who.means, "o", color=COLOURS["CAT"], label=MEAN)
+    right.set(xlabel="class", ylabel="weight", xticks=who.classes)
+    right.legend(fontsize=8)
+    seeds = draws.seed.nunique()
+    figure.suptitle(f"recorded, a draw of each of {seeds} seeds: alpha = {alpha:g}", fontsize=11)
+    return figure
+
+
+def live_draws(draws: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
+    """The same by plotly: a slider moves alpha; a dot says which image of its class weighs most."""
+    shown = {value: _who_is_drawn(own) for value, own in draws.groupby("alpha")}
+    first = shown[alpha]
+    figure = go.Figure(layout={"template": "none"})
+    grey, orange = "#808080", to_hex(COLOURS["CAT"])
+    bars = {"type": "bar", "x": TENTHS, "y": first.places, "showlegend": False}
+    figure.add_trace(bars | {"marker": {"color": orange}, "hoverinfo": "y"})
+    dots = {"type": "scatter", "mode": "markers", "x": first.classes, "xaxis": "x2", "yaxis": "y2"}
+    median = {"name": MEDIAN, "marker": {"color": grey, "symbol": "diamond"}, "hoverinfo": "y"}
+    figure.add_trace(dots | median | {"y": first.medians})
+    mean = {"name": MEAN, "marker": {"color": orange, "size": 9}, "hoverinfo": "y+text"}
+    figure.add_trace(dots | mean | {"y": first.means, "hovertext": first.heaviest})
+    steps = []
+    for value, who in shown.items():
+        changed = {
+            "y": [who.places, who.medians, who.means],
+            "hovertext": [None, None, who.heaviest],
+        }
+        steps.append({"label": f"{value:g}", "method": "restyle", "args": [changed]})
+    slider = {
+        "active": list(shown).index(alpha),
+        "currentvalue": {"prefix": "alpha = "},
+        "pad": {"t": 55},
+        "steps": steps,
+    }
+    every = list(shown.values())
+    weights = [weight for who in every for weight in (*who.medians, *who.means)]
+    most = max(max(who.places) for who in every)
+    seeds = draws.seed.nunique()
+    figure.update_layout(
+        height=430,
+        margin={"l": 55, "r": 15, "t": 50, "b": 40},
+        title={"text": f"recorded, a draw of each of {seeds} seeds", "font": {"size": 13}},
+        xaxis={"title": {"text": TENTHS_OF}, "domain": [0, 0.44], "dtick": 1},
+        yaxis={"title": {"text": PLACES}, "range": [0, 1.05 * most]},
+        xaxis2={"title": {"text": "class"}, "domain": [0.57, 1], "dtick": 1},
+        yaxis2={
+            "title": {"text": "weight"},
+            "anchor": "x2",
+            "range": [min(weights) - 1, max(weights) + 1],
+        },
+        legend={"x": 0.57, "y": 1.02, "yanchor": "bottom", "orientation": "h"},
+        sliders=[slider],
+    )
+    return figure
+
+
+@dataclass(frozen=True)
+class _WhoIsDrawn:
+    """What the pictures of the draws at one alpha show."""
+
+    places: list[float]  # in percent, of each tenth of the weights within a class, lightest first
+    classes: list[int]
+    medians: list[float]  # weight of all images of a class
+    means: list[float]  # weight of the drawn images of a class
+    heaviest: list[str]  # of each class, the drawn image that weighs most
+
+
+def _who_is_drawn(own: pd.DataFrame) -> _WhoIsDrawn:
+    tenth = (10 * own.below).astype(int).clip(upper=9)
+    places = 100 * tenth.value_counts(normalize=True).reindex(range(10), fill_value=0)
+    classes = own.groupby("label")
+    heaviest = own.loc[classes.weight.idxmax()].image
+    return _WhoIsDrawn(
+        places=places.round(1).tolist(),
+        classes=[int(label) for label in classes.groups],
+        medians=classes.class_median.mean().round(2).tolist(),
+        means=classes.weight.mean().round(2).tolist(),
+        heaviest=[f"heaviest: image {image}" for image in heaviest],
+    )
+
+
+# ------------------------------------------------------------------ what they are made of
 
 
 def _show(live: go.Figure, still: Figure, alt: str, alphas: Sequence[float]) -> None:
