@@ -106,6 +106,29 @@ def test_a_measured_race_says_the_ratio_the_verdict_and_the_end(monkeypatch, no_
     assert not any("cpu_mnist" in title for title in titles), "a setting, not the name of a file"
 
 
+def test_the_recorded_race_holds_what_lesson_06_says_of_it():
+    """At every alpha the bands lie on each other at most evaluations, and nothing is shown."""
+    recorded = compare.measured("cpu_digits_race")
+
+    def band(own):
+        return own.groupby("iteration").robust_accuracy.agg(["min", "max"])
+
+    at = band(recorded[recorded.method == "AT"])
+    cats = recorded[recorded.method == "CAT"].groupby("alpha")
+    assert [alpha for alpha, _ in cats] == [0, 0.25, 0.5, 0.75, 0.9]
+    for _, own in cats:
+        cat = band(own)
+        overlap = (cat["min"] <= at["max"]) & (at["min"] <= cat["max"])
+        assert overlap.mean() > 0.5
+        assert one_ratio(recorded, own).ratio.p > 0.05, "the sign-flip test of three pairs"
+
+
+def one_ratio(recorded, cat):
+    both = pd.concat([recorded[recorded.method == "AT"], cat])
+    levels = [level / 100 for level in race.LEVELS["digits"]["robust_accuracy"]]
+    return compare.overall(both.assign(arm=both.method), levels)
+
+
 def test_the_picture_of_a_sustained_crossing_follows_the_rule(no_figures_left):
     axis = sustained_crossing((0.83, 0.73, 0.82, 0.86), 0.8).axes[0]
     labels = [label.get_text() for label in axis.get_xticklabels()]

@@ -129,10 +129,15 @@ def still_grid(grid: pd.DataFrame, alpha: float) -> Figure:
 
     Only means over the seeds: five bands on top of each other could not be told apart.
     """
-    figure = _against_iterations_and_passes(
-        grid[grid.alpha == alpha], "sampling_number", _round_above(grid.robust_accuracy.max())
-    )
-    figure.axes[1].legend(title="k", fontsize=9, loc="upper left", bbox_to_anchor=(1, 1.05))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.9), sharey=True)
+    own = grid[grid.alpha == alpha]
+    for axis, cost in ((left, "iteration"), (right, "passes")):
+        curves(own, cost, ("robust_accuracy",), by="sampling_number", band=False, axes=axis)
+        axis.set(title="", ylim=(0, _round_above(grid.robust_accuracy.max())))
+        axis.get_legend().remove()
+    right.set_xscale("log")
+    left.set_ylabel(METRICS["robust_accuracy"])
+    right.legend(title="k", fontsize=9, loc="upper left", bbox_to_anchor=(1, 1.05))
     figure.suptitle(f"CAT with alpha = {alpha:g}", fontsize=11)
     return figure
 
@@ -164,12 +169,12 @@ def explore_race(race: pd.DataFrame, alpha: float = 0.5) -> None:
 
 
 def still_race(race: pd.DataFrame, alpha: float) -> Figure:
-    """Robust accuracy of AT and of CAT at one alpha, against iterations and passes."""
-    figure = _against_iterations_and_passes(
-        _race_at(race, alpha), "arm", _round_above(race.robust_accuracy.max()), band=True
-    )
-    figure.axes[0].legend(fontsize=9)
-    figure.suptitle(f"recorded, {race.seed.nunique()} seeds: alpha = {alpha:g}", fontsize=11)
+    """Robust accuracy of AT and of CAT at one alpha, against iterations."""
+    figure, axis = plt.subplots(figsize=(5.6, 2.9))
+    curves(_race_at(race, alpha), "iteration", ("robust_accuracy",), axes=axis)
+    title = f"recorded, {race.seed.nunique()} seeds: alpha = {alpha:g}"
+    axis.set(title=title, ylabel=METRICS["robust_accuracy"])
+    axis.set_ylim(0, _round_above(race.robust_accuracy.max()))
     return figure
 
 
@@ -179,7 +184,8 @@ def live_race(race: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
     Raises: ValueError: the evaluations do not lie at equal distances.
     """
     shown = {value: _race_at(race, value) for value in _alphas_of(race)}
-    return _live(shown, "arm", alpha, f"recorded, {race.seed.nunique()} seeds")
+    of_at = 3  # lines
+    return _live(shown, "arm", alpha, f"recorded, {race.seed.nunique()} seeds", unmoved=of_at)
 
 
 def _alphas_of(race: pd.DataFrame) -> list[float]:
@@ -319,21 +325,9 @@ def _show(live: go.Figure, still: Figure, alt: str, alphas: Sequence[float]) -> 
     display(bundle, raw=True, metadata={"image/png": shown})
 
 
-def _against_iterations_and_passes(
-    records: pd.DataFrame, by: str, top: float, band: bool = False
-) -> Figure:
-    """Robust accuracy, a curve for each value of ``by``, in two panels without legends."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.9), sharey=True)
-    for axis, cost in ((left, "iteration"), (right, "passes")):
-        curves(records, cost, ("robust_accuracy",), by=by, band=band, axes=axis)
-        axis.set(title="", ylim=(0, top))
-        axis.get_legend().remove()
-    right.set_xscale("log")
-    left.set_ylabel(METRICS["robust_accuracy"])
-    return figure
-
-
-def _live(shown: dict[float, pd.DataFrame], by: str, alpha: float, legend: str) -> go.Figure:
+def _live(
+    shown: dict[float, pd.DataFrame], by: str, alpha: float, legend: str, unmoved: int = 0
+) -> go.Figure:
     """Robust accuracy by plotly, with a slider for alpha and buttons for the cost.
 
     Args:
@@ -341,6 +335,7 @@ def _live(shown: dict[float, pd.DataFrame], by: str, alpha: float, legend: str) 
         by: the column that tells the curves apart.
         alpha: the one that is shown at first.
         legend: its title.
+        unmoved: so many of the first lines are the same at every alpha.
     """
     figure = go.Figure(layout={"template": "none"})  # the usual template is larger than the data
     for trace in _traces(shown[alpha], by):
@@ -348,7 +343,10 @@ def _live(shown: dict[float, pd.DataFrame], by: str, alpha: float, legend: str) 
     steps = []
     for value, records in shown.items():
         heights = [trace["y"] for trace in _traces(records, by)]
-        steps.append({"label": f"{value:g}", "method": "restyle", "args": [{"y": heights}]})
+        args: list = [{"y": heights[unmoved:]}]
+        if unmoved:
+            args.append(list(range(unmoved, len(heights))))
+        steps.append({"label": f"{value:g}", "method": "restyle", "args": args})
     slider = {
         "active": list(shown).index(alpha),
         "currentvalue": {"prefix": "alpha = "},
