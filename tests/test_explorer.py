@@ -217,13 +217,22 @@ def test_the_slider_of_the_draws_shows_tenths_and_weights_of_its_alpha(draws):
 
 
 def test_the_still_draws_show_the_same_numbers(draws):
-    left, right = explorer.still_draws(draws, 0.5).axes
-    live = explorer.live_draws(draws, alpha=0.5)
-    heights = [bar.get_height() for bar in left.patches]
-    np.testing.assert_allclose(heights, live.data[0].y)
-    drawn = {line.get_label(): line.get_ydata() for line in right.get_lines()}
-    np.testing.assert_allclose(drawn["all images, median"], live.data[1].y)
-    np.testing.assert_allclose(drawn["drawn, mean"], live.data[2].y)
+    axis = explorer.still_draws(draws, 0.5).axes[0]
+    heights = [bar.get_height() for bar in axis.patches]
+    np.testing.assert_allclose(heights, explorer.live_draws(draws, alpha=0.5).data[0].y)
+
+
+def test_the_recorded_draws_hold_what_lesson_04_says_of_them():
+    recorded = measured("cpu_digits_draws")
+    of_alpha = recorded.groupby("alpha")
+    heaviest = [(own.below >= 0.9).mean() for _, own in of_alpha]
+    lightest = [(own.below < 0.1).mean() for _, own in of_alpha]
+    assert heaviest == sorted(heaviest, reverse=True) and heaviest[-1] > 0.1
+    assert all(0 < share < 0.1 for share in lightest)
+    medians = recorded.groupby(["label", "alpha"]).class_median.mean().unstack()
+    assert ((medians - 1).abs().idxmin(axis=1) == 0.9).all()
+    drawn = recorded.groupby(["label", "alpha"]).weight.mean().unstack()
+    assert (drawn > medians).all(axis=None)
 
 
 def test_the_recorded_draws_are_small(monkeypatch):
@@ -231,7 +240,7 @@ def test_the_recorded_draws_are_small(monkeypatch):
     monkeypatch.setattr(explorer, "display", lambda *args, **kwargs: shown.append((args, kwargs)))
     explorer.explore_draws(measured("cpu_digits_draws"))
     ((bundle,), options) = shown[0]
-    assert len(json.dumps(bundle, indent=1)) < 20_000, "lesson 04 is close to its 300 kB"
+    assert len(json.dumps(bundle, indent=1)) < 20_000, "lesson 04 is near its 300 kB"
     assert options["raw"] and "recorded" in options["metadata"]["image/png"]["alt"]
 
 

@@ -28,7 +28,7 @@ ARMS = ("AT", "CAT")
 TENTHS = list(range(1, 11))
 TENTHS_OF = "tenth of the class, by weight"
 PLACES = "% of the places"
-MEDIAN = "all images, median"
+MEDIAN = "all, median"
 MEAN = "drawn, mean"
 
 
@@ -211,25 +211,19 @@ def explore_draws(draws: pd.DataFrame, alpha: float = 0.5) -> None:
         alpha: which one is shown at first, and in the still picture.
     """
     alt = (
-        f"The recorded draws at alpha = {alpha:g}: left, how many places each tenth of the weights "
-        "gets; right, the weights of the drawn above those of their class."
+        f"The recorded draws at alpha = {alpha:g}: how many places each tenth of a class gets, the "
+        "lightest tenth first."
     )
     _show(live_draws(draws, alpha), still_draws(draws, alpha), alt, sorted(draws.alpha.unique()))
 
 
 def still_draws(draws: pd.DataFrame, alpha: float) -> Figure:
-    """Who is drawn at one alpha: the places by tenths of the weights, and the weights by class."""
+    """Who is drawn at one alpha: how many places each tenth of a class gets, by weight."""
     who = _who_is_drawn(draws[draws.alpha == alpha])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.6))
-    left.bar(TENTHS, who.places, color=COLOURS["CAT"])
-    left.axhline(10, color="0.4", linestyle="--", linewidth=1)
-    left.set(xlabel=TENTHS_OF, ylabel=PLACES, xticks=TENTHS)
-    right.plot(who.classes, who.medians, "D", color="0.5", markersize=4, label=MEDIAN)
-    right.plot(who.classes, who.means, "o", color=COLOURS["CAT"], label=MEAN)
-    right.set(xlabel="class", ylabel="weight", xticks=who.classes)
-    right.legend(fontsize=8)
-    seeds = draws.seed.nunique()
-    figure.suptitle(f"recorded, a draw of each of {seeds} seeds: alpha = {alpha:g}", fontsize=11)
+    figure, axis = plt.subplots(figsize=(4.4, 2.2))  # small, as the lesson has many pictures
+    axis.bar(TENTHS, who.places, color=COLOURS["CAT"])
+    title = f"recorded, {draws.seed.nunique()} seeds: alpha = {alpha:g}"
+    axis.set(xlabel=TENTHS_OF, ylabel=PLACES, xticks=TENTHS, title=title)
     return figure
 
 
@@ -262,20 +256,19 @@ def live_draws(draws: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
     every = list(shown.values())
     weights = [weight for who in every for weight in (*who.medians, *who.means)]
     most = max(max(who.places) for who in every)
-    seeds = draws.seed.nunique()
     figure.update_layout(
-        height=430,
-        margin={"l": 55, "r": 15, "t": 50, "b": 40},
-        title={"text": f"recorded, a draw of each of {seeds} seeds", "font": {"size": 13}},
-        xaxis={"title": {"text": TENTHS_OF}, "domain": [0, 0.44], "dtick": 1},
-        yaxis={"title": {"text": PLACES}, "range": [0, 1.05 * most]},
-        xaxis2={"title": {"text": "class"}, "domain": [0.57, 1], "dtick": 1},
+        height=620,  # one panel below the other, which fits a phone as well
+        margin={"l": 60, "r": 20, "t": 40, "b": 40},
+        xaxis={"title": {"text": TENTHS_OF}, "dtick": 1},
+        yaxis={"title": {"text": PLACES}, "domain": [0.6, 1], "range": [0, 1.05 * most]},
+        xaxis2={"title": {"text": "class"}, "dtick": 1, "anchor": "y2", "zeroline": False},
         yaxis2={
             "title": {"text": "weight"},
-            "anchor": "x2",
+            "domain": [0, 0.4],
             "range": [min(weights) - 1, max(weights) + 1],
+            "zeroline": False,
         },
-        legend={"x": 0.57, "y": 1.02, "yanchor": "bottom", "orientation": "h"},
+        legend={"title": {"text": f"recorded, {draws.seed.nunique()} seeds"}},
         sliders=[slider],
     )
     return figure
