@@ -156,9 +156,11 @@ class PGD:
         """Adversarial images; see :func:`pgd`.
 
         Args:
+            model, images, labels, start: as of :func:`pgd`.
             steps: (B,) integers: the steps of each image, instead of the same number for all. Only
                 images that still have steps go through the model. Not with ``early_stop`` or
                 ``compile``, whose batches it would change.
+            generator: as of :func:`pgd`.
             check: False trusts the images, the labels and the numbers of ``start``, and so does not
                 wait for a GPU.
             share: only ``images[share]`` are attacked, from the random starts that they have in the

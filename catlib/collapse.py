@@ -52,7 +52,12 @@ def one_step_more(attack: PGD) -> PGD:
 
 
 def guarded(training: Training, **options: Any) -> Iterator[GuardedRecord]:
-    """The records of a training that a :class:`Guard` with these options watches."""
+    """The records of a training that a :class:`Guard` watches.
+
+    Args:
+        training: what is watched, and taken back after a collapse.
+        options: of the Guard.
+    """
     guard = Guard(training, **options)
     while (record := next(training, None)) is not None:
         yield guard.watch(record)

@@ -97,12 +97,12 @@ def robust_accuracy(
         labels: (n,), integers in 0..K-1.
         attack: a PGD, or any ``attack(model, images, labels) -> images``.
         batch_size: images in one forward pass.
+        seed: of the random starts. An attack that draws from torch's global random state finds it
+            seeded by this number; its own state is restored afterwards.
         precision: of the steps of a PGD; with "bfloat16" a GPU takes about half the time. Verdicts
             are in float32 all the same, see :func:`catlib.survivors.survivors`.
         compile: let torch.compile speed up a PGD, in batches of 256 images; worth it for many
             evaluations, as the first takes a minute.
-        seed: of the random starts. An attack that draws from torch's global random state finds it
-            seeded by this number; its own state is restored afterwards.
 
     Raises: as :func:`accuracy`, also for what the attack returns. Ctrl-C ends PGD between two
         steps, and another attack at once.

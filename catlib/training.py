@@ -570,6 +570,9 @@ class Training(Iterator[Record]):
 
         Args:
             model: what :meth:`judged_model` returned.
+            images: (n, C, H, W) in [0, 1].
+            labels: (n,), integers in 0..K-1.
+            attack: as of :func:`robust_accuracy`.
         """
         return robust_accuracy(
             model,
