@@ -95,6 +95,7 @@ def robust_accuracy(
         model: images (B, C, H, W) to logits (B, K).
         images: (n, C, H, W) in [0, 1].
         labels: (n,), integers in 0..K-1.
+        attack: a PGD, or any ``attack(model, images, labels) -> images``.
         batch_size: images in one forward pass.
         precision: of the steps of a PGD; with "bfloat16" a GPU takes about half the time. Verdicts
             are in float32 all the same, see :func:`catlib.survivors.survivors`.

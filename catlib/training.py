@@ -136,6 +136,7 @@ class Training(Iterator[Record]):
         budget: ``budget(weights) -> steps``: how many steps of a PGD each example of a batch gets,
             (B,) integers, by its weight (B,) in the sampler, e.g. ``steps_near_boundary`` of
             catlib.readings. None gives all of them ``attack.steps``.
+        seed: of all random numbers but the sampler's draws.
         device: "auto" takes a GPU if there is one.
         precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only.
             Evaluations are in float32; on a GPU the steps of their PGD are in the same precision as

@@ -170,3 +170,19 @@ def test_a_batch_on_a_cluster_ends_cleanly_and_frees_the_workers(tmp_path, clust
     saved = checkpoint.stat().st_mtime_ns
     time.sleep(3)
     assert checkpoint.stat().st_mtime_ns == saved, "a worker goes on with the run"
+
+
+@pytest.mark.slow
+def test_a_study_on_a_cluster_writes_the_tables_of_one_machine(tmp_path, cluster):
+    address, _ = cluster
+    study = ["catlib.lab", "study", "--profile", "smoke", "--piece", "audit"]
+    tables = []
+    for name, place in {"cluster": ["--scheduler", address], "here": ["--workers", "2"]}.items():
+        runs = tmp_path / name
+        log = tmp_path / f"{name}.log"
+        with process(*study, "--runs", str(runs), *place, log=log) as started:
+            assert started.wait(timeout=SECONDS) == 0, log.read_text()
+        assert "4/4" in log.read_text()
+        table = pd.read_csv(runs / "results" / "smoke_audit.csv", comment="#")
+        tables.append(table.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*tables, check_exact=True)

@@ -272,6 +272,25 @@ def test_runs_that_did_not_learn_are_counted_and_nothing_is_concluded_from_them(
 
 
 @pytest.mark.parametrize(
+    ("classes", "accuracies", "failed"),
+    [
+        (10, (0.19, 0.2), 1),
+        (100, (0.019, 0.02), 1),
+        (3, (1 / 3, 0.43, 0.44), 2),
+        (2, (0.5, 0.6), 1),
+    ],
+)
+def test_with_few_classes_a_run_has_learned_before_it_reaches_twice_chance(
+    classes, accuracies, failed
+):
+    rows = [{"arm": "AT", "seed": i, "accuracy": a} for i, a in enumerate(accuracies)]
+    last = compare.ends(pd.DataFrame(rows).assign(iteration=1))
+    assert compare.did_not_learn(last, classes)["AT"] == failed
+    words = f"runs that did not learn: AT {failed} of {len(accuracies)}"
+    assert compare.failures(last, "AT", classes=classes) == words
+
+
+@pytest.mark.parametrize(
     ("mean", "control", "word"),
     [(0.999, 0.998, "not shown"), (0.95, 0.8, "holds"), (0.7, 0.4, "holds in part")],
 )

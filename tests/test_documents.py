@@ -61,11 +61,11 @@ def test_the_loop_of_the_readme_trains_a_model(digits):
 
 def test_the_examples_of_your_own_data_and_model_run(tmp_path, monkeypatch, capsys):
     names = {}
-    exec(code_of("docs/own.md"), names)
+    exec(code_of("docs/own.md", 1), names)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["3", "6"]
     # a name of its own: another document has a my_models too, and a process imports a name once
-    (tmp_path / "models_of_own.py").write_text(code_of("docs/own.md", 1))
+    (tmp_path / "models_of_own.py").write_text(code_of("docs/own.md", 2))
     monkeypatch.chdir(tmp_path)
     model = catlib.build_model("models_of_own:small", names["data"])
     assert model(names["data"].test()[0]).shape == (50, 3)

@@ -7,10 +7,13 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
-from catlib.lab import explorer
+from catlib.lab import explorer, summaries
 from catlib.lab.compare import measured
+from catlib.lab.figures import COLOURS
 from catlib.lab.paths import NOTEBOOKS
+from catlib.lab.race import settings_for
 
 ALPHAS = (0.0, 0.5, 0.9)
 NUMBERS = (16, 32)
@@ -111,6 +114,134 @@ def test_the_output_holds_a_live_and_a_still_figure_and_stays_small(monkeypatch)
     assert "bdata" not in live and len(live) < 16_000
     assert len(bundle["image/png"]) < 80_000
     assert options["raw"] and options["metadata"]["image/png"]["alt"]
+
+
+@pytest.fixture
+def recorded():
+    """AT, and CAT at three alphas, three seeds, three evaluations each."""
+    rows = [
+        {
+            "arm": f"{method} {alpha}",
+            "method": method,
+            "alpha": alpha,
+            "seed": seed,
+            "iteration": iteration,
+            "passes": 704 * iteration,
+            "robust_accuracy": (iteration + 7 * seed) / 100
+            + (alpha / 10 if method == "CAT" else 0),
+        }
+        for method, alpha in [("AT", 0.5), *(("CAT", alpha) for alpha in ALPHAS)]
+        for seed in (0, 1, 2)
+        for iteration in (10, 20, 30)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_slider_of_a_race_moves_cat_and_leaves_at_where_it_is(recorded):
+    figure = explorer.live_race(recorded)
+    steps = figure.layout.sliders[0].steps
+    assert [float(step.label) for step in steps] == list(ALPHAS)
+    for step, alpha in zip(steps, ALPHAS, strict=True):
+        at = recorded[recorded.method == "AT"]
+        cat = recorded[(recorded.method == "CAT") & (recorded.alpha == alpha)]
+        assert list(step.args[1]) == [3, 4, 5], "the lines that move"
+        lines_of_at = [trace.y for trace in figure.data[:3]]
+        for own, drawn in ((at, lines_of_at), (cat, step.args[0]["y"])):
+            table = own.pivot(index="iteration", columns="seed", values="robust_accuracy")
+            expected = (table.min(axis=1), table.max(axis=1), table.mean(axis=1))
+            for line, values in zip(drawn, expected, strict=True):
+                np.testing.assert_allclose(line, values, atol=6e-4)
+    shown = [trace for trace in figure.data if trace.showlegend]
+    colours = [(trace.name, trace.line.color) for trace in shown]
+    assert colours == [(arm, to_hex(COLOURS[arm])) for arm in ("AT", "CAT")]
+    assert figure.layout.legend.title.text == "recorded, 3 seeds"
+    passes = figure.layout.updatemenus[0].buttons[1]
+    assert set(passes.args[0]["dx"]) == {7040}
+
+
+def test_the_still_race_shows_at_and_cat_at_one_alpha(recorded):
+    axis = explorer.still_race(recorded, 0.9).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
+    np.testing.assert_allclose(lines["CAT"] - lines["AT"], 0.09)
+    title = axis.get_title(loc="left") or axis.get_title()
+    assert axis.get_legend() is not None and title == "recorded, 3 seeds: alpha = 0.9"
+
+
+def test_the_recorded_race_is_that_of_lesson_06_and_its_output_stays_small(monkeypatch):
+    piece = summaries.piece_of("cpu_digits_race")
+    settings = settings_for("digits")
+    for arm, trial in piece.trials:
+        assert arm == "AT" or trial.method == "CAT"
+        assert {name: getattr(trial, name) for name in settings} == settings
+    shown = []
+    monkeypatch.setattr(explorer, "display", lambda *args, **kwargs: shown.append((args, kwargs)))
+    explorer.explore_race(measured("cpu_digits_race"))
+    ((bundle,), options) = shown[0]
+    assert {explorer.PLOTLY, "image/png", "text/plain"} == set(bundle)
+    live = json.dumps(bundle[explorer.PLOTLY])
+    assert "bdata" not in live and len(json.dumps(bundle, indent=1)) < 40_000
+    assert options["raw"] and "recorded" in options["metadata"]["image/png"]["alt"]
+
+
+@pytest.fixture
+def draws():
+    """A draw of 40 images of two classes after each of two trainings at each of three alphas."""
+    random = np.random.default_rng(0)
+    rows = []
+    for alpha in ALPHAS:
+        for seed in (0, 1):
+            for image in random.permutation(400)[:40]:
+                label = image % 2
+                row = {"alpha": alpha, "seed": seed, "image": image, "label": label}
+                row |= {"weight": random.normal() + alpha, "below": random.random()}
+                rows.append(row | {"class_median": label - 3.0})
+    return pd.DataFrame(rows)
+
+
+def test_the_slider_of_the_draws_shows_tenths_and_weights_of_its_alpha(draws):
+    figure = explorer.live_draws(draws, alpha=0.9)
+    steps = figure.layout.sliders[0].steps
+    for step, alpha in zip(steps, ALPHAS, strict=True):
+        own = draws[draws.alpha == alpha]
+        shares, medians, means = step.args[0]["y"]
+        counted = [((own.below >= i / 10) & (own.below < (i + 1) / 10)).mean() for i in range(10)]
+        np.testing.assert_allclose(shares, 100 * np.array(counted), atol=0.06)
+        np.testing.assert_allclose(medians, [-3, -2])
+        of_class = [own[own.label == label] for label in (0, 1)]
+        np.testing.assert_allclose(means, [part.weight.mean() for part in of_class], atol=6e-3)
+        heaviest = [part.loc[part.weight.idxmax()].image for part in of_class]
+        assert step.args[0]["hovertext"][2] == [f"heaviest: image {i:.0f}" for i in heaviest]
+    active = steps[figure.layout.sliders[0].active]
+    assert active.label == "0.9"
+    assert [list(trace.y) for trace in figure.data] == [list(line) for line in active.args[0]["y"]]
+
+
+def test_the_still_draws_show_the_same_numbers(draws):
+    axis = explorer.still_draws(draws, 0.5).axes[0]
+    heights = [bar.get_height() for bar in axis.patches]
+    np.testing.assert_allclose(heights, explorer.live_draws(draws, alpha=0.5).data[0].y)
+
+
+def test_the_recorded_draws_hold_what_lesson_04_says_of_them():
+    recorded = measured("cpu_digits_draws")
+    of_alpha = recorded.groupby("alpha")
+    heaviest = [(own.below >= 0.9).mean() for _, own in of_alpha]
+    lightest = [(own.below < 0.1).mean() for _, own in of_alpha]
+    assert heaviest == sorted(heaviest, reverse=True) and heaviest[-1] > 0.1
+    assert all(0 < share < 0.1 for share in lightest)
+    medians = recorded.groupby(["label", "alpha"]).class_median.mean().unstack()
+    assert ((medians - 1).abs().idxmin(axis=1) == 0.9).all()
+    drawn = recorded.groupby(["label", "alpha"]).weight.mean().unstack()
+    assert (drawn > medians).all(axis=None)
+
+
+def test_the_recorded_draws_are_small(monkeypatch):
+    shown = []
+    monkeypatch.setattr(explorer, "display", lambda *args, **kwargs: shown.append((args, kwargs)))
+    explorer.explore_draws(measured("cpu_digits_draws"))
+    ((bundle,), options) = shown[0]
+    assert len(json.dumps(bundle, indent=1)) < 20_000, "lesson 04 is near its 300 kB"
+    assert options["raw"] and "recorded" in options["metadata"]["image/png"]["alt"]
 
 
 def test_wherever_the_course_keeps_a_live_figure_a_still_one_stands_beside_it():

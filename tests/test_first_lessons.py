@@ -3,6 +3,7 @@
 And the diagrams that lessons call in one line.
 """
 
+import itertools
 import re
 
 import matplotlib
@@ -177,6 +178,18 @@ def test_wrong_readings_are_bold_and_right_ones_are_not():
     titles = [axis.title for axis in figure.axes]
     assert [title.get_text()[:1] for title in titles] == ["c", "c", "", ""]
     assert [title.get_fontweight() for title in titles[:2]] == ["normal", "bold"]
+
+
+@pytest.mark.parametrize("longest", ["2", "checks", "automobile"])
+def test_long_names_of_neighbouring_images_do_not_run_into_each_other(longest):
+    figures.use_style()
+    rows = {"read": (reader(), torch.ones(8, 1, 2, 2))}
+    figure = readings.readings(rows, torch.zeros(8, dtype=torch.long), ("0", "1", longest))
+    figure.canvas.draw()
+    boxes = [axis.title.get_window_extent() for axis in figure.axes]
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 < right.x0
+    plt.close(figure)
 
 
 def test_the_anatomy_shows_image_change_sum_and_beliefs():

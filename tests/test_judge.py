@@ -12,6 +12,7 @@ from pathlib import Path
 import pyautoattack
 import pytest
 import torch
+from scipy.stats import binom
 from torch import nn
 
 from catlib import PGD, accuracy, build_model, robust_accuracy
@@ -340,6 +341,16 @@ def test_a_saturated_loss_is_found_by_the_scaled_logits(classifier, digits):
         r"PGD leaves \S+ robust, but only \S+ when the logits are multiplied by 0.1",
         findings_of(saturated, digits),
     )
+
+
+@pytest.mark.parametrize("images", [25, 100, 399])
+def test_few_images_are_said_to_be_few_and_how_far_chance_may_carry_a_share(images):
+    [found] = room._findings_of_few_images(images)
+    points = int(re.search(rf"{images} images are few.* may be (\d+) points", found)[1])
+    low, high = binom.interval(0.95, images, 0.5)
+    assert abs(points - 100 * (high / images - 0.5)) <= 0.5 + 100 / images
+    assert abs(points - 100 * (0.5 - low / images)) <= 0.5 + 100 / images
+    assert room._findings_of_few_images(400) == []
 
 
 def test_the_findings_of_check_model_are_in_the_report_and_no_warnings(digits):

@@ -31,7 +31,7 @@ LAB_FLOORS = [
     {"study", "gpu", "background", "panel", "explore", "exercises", "editions", "environment"},
     {"summaries", "claims"},
     {"advice"},
-    {"pages", "race"},
+    {"pages", "race", "reference"},
     {"__main__"},
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -4,6 +4,7 @@ import math
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -48,8 +49,19 @@ def test_what_is_given_replaces_what_suits_the_data_and_none_does_not():
         800,
         2,
     )
-    with pytest.raises(ValueError, match="choose one of digits"):
+    with pytest.raises(ValueError, match="must be one of digits"):
         race.settings_for("letters")
+
+
+def test_data_of_ones_own_have_settings_that_fit_and_levels_above_chance(tmp_path):
+    labels = np.arange(30) % 3
+    images = np.zeros((30, 8, 8), np.uint8)
+    few = str(tmp_path / "few.npz")
+    np.savez(few, x_train=images, y_train=labels, classes=["a", "b", "c"])
+    settings = race.settings_for(few, iterations=3)
+    assert settings == race.OWN_DATA | {"sampling_number": 24, "iterations": 3}
+    assert race.levels_for(few)["robust_accuracy"] == [40, 50, 60, 70, 80, 90]
+    assert race.levels_for("digits") == race.LEVELS["digits"]
 
 
 def test_the_sentences_say_what_compare_says_and_count_arrivals():
@@ -92,6 +104,29 @@ def test_a_measured_race_says_the_ratio_the_verdict_and_the_end(monkeypatch, no_
     titles = [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes]
     assert any("90 % reached by AT 6/6, CAT 6/6 runs" in title for title in titles)
     assert not any("cpu_mnist" in title for title in titles), "a setting, not the name of a file"
+
+
+def test_the_recorded_race_holds_what_lesson_06_says_of_it():
+    """At every alpha the bands lie on each other at most evaluations, and nothing is shown."""
+    recorded = compare.measured("cpu_digits_race")
+
+    def band(own):
+        return own.groupby("iteration").robust_accuracy.agg(["min", "max"])
+
+    at = band(recorded[recorded.method == "AT"])
+    cats = recorded[recorded.method == "CAT"].groupby("alpha")
+    assert [alpha for alpha, _ in cats] == [0, 0.25, 0.5, 0.75, 0.9]
+    for _, own in cats:
+        cat = band(own)
+        overlap = (cat["min"] <= at["max"]) & (at["min"] <= cat["max"])
+        assert overlap.mean() > 0.5
+        assert one_ratio(recorded, own).ratio.p > 0.05, "the sign-flip test of three pairs"
+
+
+def one_ratio(recorded, cat):
+    both = pd.concat([recorded[recorded.method == "AT"], cat])
+    levels = [level / 100 for level in race.LEVELS["digits"]["robust_accuracy"]]
+    return compare.overall(both.assign(arm=both.method), levels)
 
 
 def test_the_picture_of_a_sustained_crossing_follows_the_rule(no_figures_left):

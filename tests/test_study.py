@@ -343,6 +343,26 @@ def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path, study):
     }
 
 
+def test_a_draw_is_recorded_with_the_weights_of_its_moment(tmp_path, study):
+    one = quick(piece("draws"))
+    assert study(one)
+    table = read(tmp_path / "smoke_draws.csv")
+    training = build_training(one.trials[0][1])
+    for _ in training:
+        pass
+    weights = training.sampler.weights.numpy()
+    labels = training.data.y_train.numpy()
+    assert table.image.tolist() == training.sampler.draw().tolist()
+    assert table.label.tolist() == labels[table.image].tolist()
+    for row in table.itertuples():
+        of_class = weights[labels == row.label]
+        assert row.weight == pytest.approx(weights[row.image], abs=1e-4)
+        lighter = sum(weight < weights[row.image] for weight in of_class)
+        assert row.below == pytest.approx(lighter / len(of_class), abs=1e-4)
+        assert sum(of_class < row.class_median - 1e-3) <= len(of_class) / 2
+        assert sum(of_class > row.class_median + 1e-3) <= len(of_class) / 2
+
+
 def pause(*_, **__):
     raise Pause
 

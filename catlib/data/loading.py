@@ -66,9 +66,15 @@ def load_data(name: str | os.PathLike[str], root: str | Path | None = None) -> D
       ``<class>/*.png`` alone; jpg and what else torchvision knows as well. All images have one
       size. They are in colour if any of them is. Their order is random, and always the same.
 
-    A path is looked for from the working directory, then in ``root``. If nothing says which images
-    are for test, a fifth of every class is, drawn at random and always the same. Evaluations use
-    the first test images, so those of an .npz file should not be sorted by class.
+    If nothing says which images are for test, a fifth of every class is, drawn at random and always
+    the same. Evaluations use the first test images, so those of an .npz file should not be sorted
+    by class.
+
+    Args:
+        name: one of these names, or a path, which is looked for from the working directory, then in
+            ``root``.
+        root: the folder of the data sets; None is the environment's CATLIB_DATA, else data/cache in
+            the repository.
 
     Raises:
         ValueError: an unknown name, or files that are damaged or no such data set.

@@ -390,12 +390,14 @@ def build_course(options: argparse.Namespace) -> int:
       catlib course --dataset digits
       catlib course --base-url https://owner.github.io/name
 
-    what comes out: OUT/course/index.html and a page for each notebook, readable without a network.
+    what comes out: OUT/course/index.html, a page for each notebook, and api.html, the reference of
+    the public names; readable without a network.
     With a base URL the pages name their published address; where the repository is known too, they
     have buttons that open the notebook in Colab and Binder. The exit status is 1 if a notebook
     failed.
     """
     from .batch import course_notebooks, series_folder
+    from .reference import reference
     from .site import home, write_site
 
     published = home(options.base_url, options.repository)
@@ -405,7 +407,7 @@ def build_course(options: argparse.Namespace) -> int:
     if not all(path.exists() for path in executed):
         failed = execute_course(options.dataset, options.out, options.workers)
     site = options.out / "course"
-    write_site([path for path in executed if path.exists()], site, published)
+    write_site([path for path in executed if path.exists()], site, published, reference())
     print(f"Read: {(site / 'index.html').resolve()}")
     return FAILED if failed else 0
 
@@ -442,10 +444,11 @@ def execute_course(dataset: str, out: Path, workers: int | None = None) -> list[
     Returns: the names of the notebooks that failed.
     """
     from .batch import run_series
+    from .reference import reference
     from .site import write_site
 
     series = run_series(dataset, out, workers=workers)
-    write_site(series.executed, series.folder)
+    write_site(series.executed, series.folder, reference=reference())
     table = series.folder / "table.csv"
     if table.exists():
         import pandas as pd

@@ -72,8 +72,13 @@ class FreeTraining(Training):
 
     A batch is replayed ``attack.steps`` times in a row. The backward pass of an update gives the
     gradient of the images too, and the noise takes its next step by it. An iteration is one replay,
-    and so costs one pass an image. The noise outlives the batch. ``attack`` is a PGD, of which only
-    ``epsilon`` and ``steps`` are used.
+    and so costs one pass an image. The noise outlives the batch.
+
+    Args:
+        arguments: as of :class:`Training`; of the attack, a PGD, only ``epsilon`` and ``steps`` are
+            used.
+        augment: as of :class:`Training`; done once for all replays of a batch.
+        options: as of :class:`Training`.
 
     Raises: ValueError: a memory or a budget, for which there is no use here.
     """

@@ -36,6 +36,10 @@ def measured(name: str, folder: Path | None = None) -> pd.DataFrame | None:
     """The study's table ``data/results/<name>.csv``; None where it is not measured yet.
 
     The lines above the table, which say where it is from, are in ``attrs["about"]``.
+
+    Args:
+        name: of the file, without its ending.
+        folder: where it is; None is ``data/results``.
     """
     path = (folder or RESULTS) / f"{name}.csv"
     if not path.exists():
@@ -145,6 +149,10 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Estimate:
 
     The interval needs values that are roughly normal. It covers too seldom where a few of them come
     from elsewhere, as from a run that did not learn: see :func:`did_not_learn`.
+
+    Args:
+        values: (n,), independent of each other.
+        confidence: of the interval.
     """
     each = np.asarray(values, float)
     count = len(each)
@@ -204,6 +212,13 @@ def costs(
     """What every run took to reach a level: a row a run with ``by``, seed and the three costs.
 
     The costs are NaN where the run did not reach the level.
+
+    Args:
+        records: of all runs, with the columns ``by``, seed, iteration, passes, seconds and the
+            metric.
+        level: in [0, 1].
+        metric: "accuracy" or "robust_accuracy".
+        by: the column that tells the arms apart.
     """
     rows = []
     for (name, seed), run in records.groupby([by, "seed"]):
@@ -226,8 +241,13 @@ def speed_table(
     """Tables 1 and 2 of the paper from records: a row a level, what two arms took, and the ratio.
 
     Args:
+        records: of all runs; see :func:`costs`.
         levels: in [0, 1].
+        metric: "accuracy" or "robust_accuracy".
         cost: "iteration", "passes" or "seconds", totals since the start of training.
+        by: the column that tells the arms apart.
+        baseline: the arm whose cost is divided.
+        arm: the one that it is divided by.
 
     Returns: columns ``metric``, ``level`` (percent), ``cost``; for each of the two arms the mean
         over the seeds that reached the level, and ``<arm> reached`` as "2/3"; ``ratio`` baseline /
@@ -359,7 +379,13 @@ def overall(
     otherwise the mean would favour the arm whose slow runs never arrive.
 
     Args:
+        records: of all runs; see :func:`costs`.
         levels: in [0, 1].
+        metric: "accuracy" or "robust_accuracy".
+        cost: "iteration", "passes" or "seconds".
+        baseline: the arm whose cost is divided.
+        arm: the one that it is divided by.
+        by: the column that tells the arms apart.
     """
     both = records[records[by].isin([baseline, arm])]
     used = []
@@ -414,13 +440,15 @@ def drawn_accuracy(records: pd.DataFrame, by: str = "arm") -> pd.Series:
 def did_not_learn(last: pd.DataFrame, classes: int = 10) -> pd.Series:
     """How many runs of every arm did not learn: their last accuracy is below twice that of chance.
 
-    A mean with such a run in it is a mean of two different things, and its interval cannot be
-    trusted: so they are counted.
+    With fewer than ten classes it is below ten points above chance. A mean with such a run in it is
+    a mean of two different things, and its interval cannot be trusted: so they are counted.
 
     Args:
         last: :func:`ends`.
+        classes: of the data.
     """
-    failed = ~(last.accuracy >= 2 / classes)  # a run that diverged has no accuracy at all
+    learned = min(2 / classes, 1 / classes + 0.1)
+    failed = ~(last.accuracy >= learned)  # a run that diverged has no accuracy at all
     return failed.groupby(level=0, sort=False).sum()
 
 
@@ -532,9 +560,9 @@ def better(last: pd.DataFrame, metric: str, baseline: str, arm: str) -> tuple[Es
     return gap, judged(gap, how_much_better(gap, arm))
 
 
-def failures(last: pd.DataFrame, *arms: str) -> str:
+def failures(last: pd.DataFrame, *arms: str, classes: int = 10) -> str:
     """How many runs of these arms did not learn, in words; empty where all of them did."""
-    counts = did_not_learn(last)
+    counts = did_not_learn(last, classes)
     if not sum(counts[arm] for arm in arms):
         return ""
     words = [f"{arm} {counts[arm]} of {len(last.loc[arm])}" for arm in arms]

@@ -1,6 +1,6 @@
-"""Pictures of the sampling number: AT beside CAT at each, what a level cost, and a live figure.
+"""Pictures of the sampling number, and live figures of what was recorded: grid, race, draws.
 
-The live figure is made by plotly and needs no kernel: its slider and buttons work wherever the
+A live figure is made by plotly and needs no kernel: its slider and buttons work wherever the
 script of plotly is loaded, as on a page of the course. Beside it in the same output stands a still
 picture, for places that show no script.
 """
@@ -8,6 +8,7 @@ picture, for places that show no script.
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +25,11 @@ from .figures import COLOURS, colours_of, curves, picture
 
 PLOTLY = "application/vnd.plotly.v1+json"
 ARMS = ("AT", "CAT")
+TENTHS = list(range(1, 11))
+TENTHS_OF = "tenth of the class, by weight"
+PLACES = "% of the places"
+MEDIAN = "all, median"
+MEAN = "drawn, mean"
 
 
 def small_multiples(
@@ -114,19 +120,8 @@ def explore_grid(grid: pd.DataFrame, alpha: float = 0.5) -> None:
             robust_accuracy.
         alpha: which one is shown at first, and in the still picture.
     """
-    still = still_grid(grid, alpha)
-    stored = picture(still)
-    plt.close(still)
-    assert stored is not None, "a figure with axes is never empty"
-    png, shown = stored
-    values = f"alpha {', '.join(f'{value:g}' for value in sorted(grid.alpha.unique()))}"
-    shown["alt"] = f"Robust accuracy at alpha = {alpha:g}, a curve for each sampling number."
-    bundle = {
-        PLOTLY: json.loads(live_grid(grid, alpha).to_json()),
-        "image/png": base64.b64encode(png).decode(),
-        "text/plain": f"a figure with a slider: {values}",
-    }
-    display(bundle, raw=True, metadata={"image/png": shown})
+    alt = f"Robust accuracy at alpha = {alpha:g}, a curve for each sampling number."
+    _show(live_grid(grid, alpha), still_grid(grid, alpha), alt, sorted(grid.alpha.unique()))
 
 
 def still_grid(grid: pd.DataFrame, alpha: float) -> Figure:
@@ -154,56 +149,240 @@ def live_grid(grid: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
 
     Raises: ValueError: the evaluations do not lie at equal distances.
     """
-    alphas = sorted(grid.alpha.unique())
-    figure = go.Figure(layout={"template": "none"})  # the usual template is larger than the data
-    for trace in _traces(grid[grid.alpha == alpha]):
-        figure.add_trace(trace)
+    shown = {value: grid[grid.alpha == value] for value in sorted(grid.alpha.unique())}
+    return _live(shown, "sampling_number", alpha, "sampling number k")
+
+
+# ------------------------------------------------------------------ a recorded race, live
+
+
+def explore_race(race: pd.DataFrame, alpha: float = 0.5) -> None:
+    """Show a recorded race of AT and CAT: a live figure, and a still one in its place.
+
+    Args:
+        race: records of AT, and of CAT at several alphas, with the columns method, alpha, seed,
+            iteration, passes and robust_accuracy.
+        alpha: of CAT, which one is shown at first, and in the still picture.
+    """
+    alt = f"Robust accuracy of AT and of CAT with alpha = {alpha:g} rises, recorded over seeds."
+    _show(live_race(race, alpha), still_race(race, alpha), alt, _alphas_of(race))
+
+
+def still_race(race: pd.DataFrame, alpha: float) -> Figure:
+    """Robust accuracy of AT and of CAT at one alpha, against iterations."""
+    figure, axis = plt.subplots(figsize=(5.6, 2.9))
+    curves(_race_at(race, alpha), "iteration", ("robust_accuracy",), axes=axis)
+    title = f"recorded, {race.seed.nunique()} seeds: alpha = {alpha:g}"
+    axis.set(title=title, ylabel=METRICS["robust_accuracy"])
+    axis.set_ylim(0, _round_above(race.robust_accuracy.max()))
+    return figure
+
+
+def live_race(race: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
+    """The same by plotly: a slider moves the alpha of CAT, and AT, which has none, stays.
+
+    Raises: ValueError: the evaluations do not lie at equal distances.
+    """
+    shown = {value: _race_at(race, value) for value in _alphas_of(race)}
+    of_at = 3  # lines
+    return _live(shown, "arm", alpha, f"recorded, {race.seed.nunique()} seeds", unmoved=of_at)
+
+
+def _alphas_of(race: pd.DataFrame) -> list[float]:
+    return sorted(race[race.method == "CAT"].alpha.unique())
+
+
+def _race_at(race: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """The records of AT and of CAT at one alpha, as the arms "AT" and "CAT"."""
+    chosen = (race.method == "AT") | (race.alpha == alpha)
+    return race[chosen].assign(arm=race.method)
+
+
+# ------------------------------------------------------------------ recorded draws, live
+
+
+def explore_draws(draws: pd.DataFrame, alpha: float = 0.5) -> None:
+    """Show recorded draws of CAT: a live figure, and a still one in its place.
+
+    Args:
+        draws: a row for each drawn image, with the columns alpha, seed, image, label, weight, below
+            (the share of its class's images that weigh less) and class_median (the median weight of
+            its class).
+        alpha: which one is shown at first, and in the still picture.
+    """
+    alt = (
+        f"The recorded draws at alpha = {alpha:g}: how many places each tenth of a class gets, the "
+        "lightest tenth first."
+    )
+    _show(live_draws(draws, alpha), still_draws(draws, alpha), alt, sorted(draws.alpha.unique()))
+
+
+def still_draws(draws: pd.DataFrame, alpha: float) -> Figure:
+    """Who is drawn at one alpha: how many places each tenth of a class gets, by weight."""
+    who = _who_is_drawn(draws[draws.alpha == alpha])
+    figure, axis = plt.subplots(figsize=(4.4, 2.2))  # small, as the lesson has many pictures
+    axis.bar(TENTHS, who.places, color=COLOURS["CAT"])
+    title = f"recorded, {draws.seed.nunique()} seeds: alpha = {alpha:g}"
+    axis.set(xlabel=TENTHS_OF, ylabel=PLACES, xticks=TENTHS, title=title)
+    return figure
+
+
+def live_draws(draws: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
+    """The same by plotly: a slider moves alpha; a dot says which image of its class weighs most."""
+    shown = {value: _who_is_drawn(own) for value, own in draws.groupby("alpha")}
+    first = shown[alpha]
+    figure = go.Figure(layout={"template": "none"})
+    grey, orange = "#808080", to_hex(COLOURS["CAT"])
+    bars = {"type": "bar", "x": TENTHS, "y": first.places, "showlegend": False}
+    figure.add_trace(bars | {"marker": {"color": orange}, "hoverinfo": "y"})
+    dots = {"type": "scatter", "mode": "markers", "x": first.classes, "xaxis": "x2", "yaxis": "y2"}
+    median = {"name": MEDIAN, "marker": {"color": grey, "symbol": "diamond"}, "hoverinfo": "y"}
+    figure.add_trace(dots | median | {"y": first.medians})
+    mean = {"name": MEAN, "marker": {"color": orange, "size": 9}, "hoverinfo": "y+text"}
+    figure.add_trace(dots | mean | {"y": first.means, "hovertext": first.heaviest})
     steps = []
-    for value in alphas:
-        heights = [trace["y"] for trace in _traces(grid[grid.alpha == value])]
-        steps.append({"label": f"{value:g}", "method": "restyle", "args": [{"y": heights}]})
+    for value, who in shown.items():
+        changed = {
+            "y": [who.places, who.medians, who.means],
+            "hovertext": [None, None, who.heaviest],
+        }
+        steps.append({"label": f"{value:g}", "method": "restyle", "args": [changed]})
     slider = {
-        "active": alphas.index(alpha),
+        "active": list(shown).index(alpha),
         "currentvalue": {"prefix": "alpha = "},
         "pad": {"t": 55},
         "steps": steps,
     }
+    every = list(shown.values())
+    weights = [weight for who in every for weight in (*who.medians, *who.means)]
+    most = max(max(who.places) for who in every)
+    figure.update_layout(
+        height=620,  # one panel below the other, which fits a phone as well
+        margin={"l": 60, "r": 20, "t": 40, "b": 40},
+        xaxis={"title": {"text": TENTHS_OF}, "dtick": 1},
+        yaxis={"title": {"text": PLACES}, "domain": [0.6, 1], "range": [0, 1.05 * most]},
+        xaxis2={"title": {"text": "class"}, "dtick": 1, "anchor": "y2", "zeroline": False},
+        yaxis2={
+            "title": {"text": "weight"},
+            "domain": [0, 0.4],
+            "range": [min(weights) - 1, max(weights) + 1],
+            "zeroline": False,
+        },
+        legend={"title": {"text": f"recorded, {draws.seed.nunique()} seeds"}},
+        sliders=[slider],
+    )
+    return figure
+
+
+@dataclass(frozen=True)
+class _WhoIsDrawn:
+    """What the pictures of the draws at one alpha show."""
+
+    places: list[float]  # in percent, of each tenth of the weights within a class, lightest first
+    classes: list[int]
+    medians: list[float]  # weight of all images of a class
+    means: list[float]  # weight of the drawn images of a class
+    heaviest: list[str]  # of each class, the drawn image that weighs most
+
+
+def _who_is_drawn(own: pd.DataFrame) -> _WhoIsDrawn:
+    tenth = (10 * own.below).astype(int).clip(upper=9)
+    places = 100 * tenth.value_counts(normalize=True).reindex(range(10), fill_value=0)
+    classes = own.groupby("label")
+    heaviest = own.loc[classes.weight.idxmax()].image
+    return _WhoIsDrawn(
+        places=places.round(1).tolist(),
+        classes=[int(label) for label in classes.groups],
+        medians=classes.class_median.mean().round(2).tolist(),
+        means=classes.weight.mean().round(2).tolist(),
+        heaviest=[f"heaviest: image {image}" for image in heaviest],
+    )
+
+
+# ------------------------------------------------------------------ what they are made of
+
+
+def _show(live: go.Figure, still: Figure, alt: str, alphas: Sequence[float]) -> None:
+    """Display a live figure and its still picture as one output, with the text for both."""
+    stored = picture(still)
+    plt.close(still)
+    assert stored is not None, "a figure with axes is never empty"
+    png, shown = stored
+    shown["alt"] = alt
+    values = f"alpha {', '.join(f'{value:g}' for value in alphas)}"
+    bundle = {
+        PLOTLY: json.loads(live.to_json()),
+        "image/png": base64.b64encode(png).decode(),
+        "text/plain": f"a figure with a slider: {values}",
+    }
+    display(bundle, raw=True, metadata={"image/png": shown})
+
+
+def _live(
+    shown: dict[float, pd.DataFrame], by: str, alpha: float, legend: str, unmoved: int = 0
+) -> go.Figure:
+    """Robust accuracy by plotly, with a slider for alpha and buttons for the cost.
+
+    Args:
+        shown: the records to draw at each alpha.
+        by: the column that tells the curves apart.
+        alpha: the one that is shown at first.
+        legend: its title.
+        unmoved: so many of the first lines are the same at every alpha.
+    """
+    figure = go.Figure(layout={"template": "none"})  # the usual template is larger than the data
+    for trace in _traces(shown[alpha], by):
+        figure.add_trace(trace)
+    steps = []
+    for value, records in shown.items():
+        heights = [trace["y"] for trace in _traces(records, by)]
+        args: list = [{"y": heights[unmoved:]}]
+        if unmoved:
+            args.append(list(range(unmoved, len(heights))))
+        steps.append({"label": f"{value:g}", "method": "restyle", "args": args})
+    slider = {
+        "active": list(shown).index(alpha),
+        "currentvalue": {"prefix": "alpha = "},
+        "pad": {"t": 55},
+        "steps": steps,
+    }
+    highest = max(records.robust_accuracy.max() for records in shown.values())
     figure.update_layout(
         height=460,
         margin={"l": 60, "r": 20, "t": 60, "b": 40},
         xaxis={"title": {"text": COSTS["iteration"]}, "gridcolor": "#dddddd"},
         yaxis={
             "title": {"text": METRICS["robust_accuracy"]},
-            "range": [0, _round_above(grid.robust_accuracy.max())],
+            "range": [0, _round_above(highest)],
             "gridcolor": "#dddddd",
         },
-        legend={"title": {"text": "sampling number k"}},
+        legend={"title": {"text": legend}},
         sliders=[slider],
-        updatemenus=[_cost_buttons(grid[grid.alpha == alpha])],
+        updatemenus=[_cost_buttons(shown[alpha], by)],
     )
     return figure
 
 
-def _traces(own: pd.DataFrame) -> list[dict]:
-    """For each sampling number three lines: the least over seeds, the most, and the mean."""
-    numbers = sorted(own.sampling_number.unique())
-    colours = colours_of(numbers)
+def _traces(own: pd.DataFrame, by: str) -> list[dict]:
+    """For each value of ``by`` three lines: the least over seeds, the most, and the mean."""
+    names = sorted(own[by].unique())
+    colours = colours_of(names)
     traces = []
-    for number in numbers:
-        runs = own[own.sampling_number == number].groupby("iteration")
-        colour = to_hex(colours[number])
+    for name in names:
+        runs = own[own[by] == name].groupby("iteration")
+        colour = to_hex(colours[name])
         line = {
             "type": "scatter",
             "mode": "lines",
             **_places(runs.iteration.first()),
-            "legendgroup": str(number),
+            "legendgroup": str(name),
             "hoverinfo": "skip",
             "showlegend": False,
         }
         edge = line | {"line": {"width": 0}}
         band = {"fill": "tonexty", "fillcolor": _see_through(colour)}
         shown = {
-            "name": str(number),
+            "name": str(name),
             "line": {"color": colour, "width": 2.5},
             "hoverinfo": "x+y+name",
             "showlegend": True,
@@ -215,12 +394,12 @@ def _traces(own: pd.DataFrame) -> list[dict]:
     return traces
 
 
-def _cost_buttons(own: pd.DataFrame) -> dict:
+def _cost_buttons(own: pd.DataFrame, by: str) -> dict:
     """Two buttons that put iterations or passes on the axis below."""
     buttons = []
     for cost, scale in (("iteration", "linear"), ("passes", "log")):
         places: dict[str, list[float]] = {"x0": [], "dx": []}
-        for _, part in own.groupby("sampling_number"):
+        for _, part in own.groupby(by):
             across = _places(part.groupby("iteration")[cost].mean())
             for name in places:
                 places[name] += 3 * [across[name]]  # of the least, the most and the mean

@@ -43,6 +43,7 @@ AUTOATTACK_NORMS = {"linf": "Linf", "l2": "L2"}
 AUTOATTACK_PASSES = 7900  # forward passes of an image that survives all of it: 111, 928, 1837, 5012
 FEWEST_CLASSES = 4  # that the targeted loss of AutoAttack's second attack can be computed for
 BATCH_COST = 30  # images; of a small model on a CPU, measured at 10 to 100
+FEW_IMAGES = 400  # below, the chance of which images were taken is more than 5 points either way
 NOTABLE = 0.01  # a smaller change of a robust accuracy is no finding
 
 
@@ -136,7 +137,8 @@ def judge(
             where it is, and afterwards as it was, with new weights if some are given; or a name
             for `build_model`, as "my_models:small_net", and then on a GPU if there is one.
         data: whose test images are used; or a name for `load_data`.
-        epsilon: radius of the attacks, in units of images in [0, 1]; ``norm`` is "linf" or "l2".
+        epsilon: radius of the attacks, in units of images in [0, 1].
+        norm: of the ball, "linf" or "l2".
         weights: what to load into the model first: a state dict, or a file that has one, such as
             a run's checkpoint.pt (see `read_weights`).
         images: use the first so many test images; None is all.
@@ -182,7 +184,12 @@ def judge(
         epsilon=float(epsilon),
         seed=seed,
         table=_table(values, plan, autoattack),
-        findings=(*findings, *_findings_of_scaling(values, attack), *remarks),
+        findings=(
+            *_findings_of_few_images(len(y)),
+            *findings,
+            *_findings_of_scaling(values, attack),
+            *remarks,
+        ),
         left_out=tuple(left_out),
         device=x.device.type,
         versions=_versions(autoattack),
@@ -201,6 +208,17 @@ def _findings_of_check_model(model: nn.Module, images: Tensor) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each finding is also a warning; here it is in the report
         return check_model(model, images)
+
+
+def _findings_of_few_images(count: int) -> list[str]:
+    """How far a share of so few images may lie from that of all such images, by chance alone."""
+    if count >= FEW_IMAGES:
+        return []
+    points = 196 * math.sqrt(0.25 / count)  # two standard errors of a share of one half
+    return [
+        f"{count} images are few: by the chance of which they are, a share of one half may be "
+        f"{points:.0f} points too high or too low (95 %)."
+    ]
 
 
 def _findings_of_scaling(values: dict[str, float], attack: PGD) -> list[str]:
@@ -560,6 +578,10 @@ def _advance(bar: Any, images: int) -> None:
 
 def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor]) -> None:
     """Load a state dict, or a file that has one, into a model.
+
+    Args:
+        model: changed in place; it stays on its device.
+        weights: a state dict, or the file of one; see :func:`read_weights`.
 
     Raises: ValueError: the file cannot be read, or does not fit the model, which is then as it was.
     """

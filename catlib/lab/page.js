@@ -9,7 +9,8 @@ if (matchMedia("(max-width: 60rem)").matches) {
 
 function narrowed(layout) {
   const margin = { ...layout.margin, l: 45, r: 10 };
-  const legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" };
+  const y = layout.updatemenus ? 1.2 : 1.02; // above the buttons, where there are some
+  const legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y, yanchor: "bottom" };
   return { ...layout, margin, legend };
 }
 
@@ -17,8 +18,10 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const place of document.querySelectorAll(".live")) {
     const figure = JSON.parse(place.querySelector("script").textContent);
     const { width, ...fluid } = figure.layout ?? {}; // a fixed width would not fit every screen
-    const layout = place.clientWidth < 520 ? narrowed(fluid) : fluid;
+    const narrow = place.clientWidth < 520;
+    const layout = narrow ? narrowed(fluid) : fluid;
     const config = { ...figure.config, responsive: true, displaylogo: false };
+    if (narrow) config.displayModeBar = false; // it would lie on the legend
     Plotly.newPlot(place.firstElementChild, { ...figure, layout: { ...layout, autosize: true }, config });
   }
 });

@@ -326,7 +326,12 @@ def _as_file_name(name: str) -> str:
 
 
 def build_training(trial: Trial, *, progress: bool = False) -> Training:
-    """The Training that a trial describes, before its first iteration."""
+    """The Training that a trial describes, before its first iteration.
+
+    Args:
+        trial: the settings.
+        progress: show a tqdm bar.
+    """
     device = choose_device(trial.device)
     data = _first_images(_data_on(device, trial.dataset), trial.train_size)
     model = build_model(trial.model, data, seed=trial.seed, width=trial.width).to(device)
@@ -465,6 +470,10 @@ def records_of(trial: Trial, training: Training) -> Iterator[Record]:
 
     That is an epsilon that grows, and the end of a warm-up of the sampler. After an interrupt or
     an error call it again with the same training to go on.
+
+    Args:
+        trial: the settings.
+        training: what :func:`build_training` made of them.
     """
     attack = training_attack(trial)
     while True:

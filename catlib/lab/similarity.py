@@ -126,6 +126,7 @@ def neighbour_similarity(
             only the model has changed. "fresh" draws new ones, as training does; part of the
             difference is then due to the start.
         attack: None is the training's own.
+        seed: of the random starts of the attack.
 
     Returns: a row for each iteration, gap and start.
         dataset, seed (of the training), start, gap, iteration;
@@ -218,6 +219,7 @@ def staleness(
 
     Args:
         training: fresh (``iteration`` 0), with ``iterations`` set.
+        alphas: of Eq. 4, to compare.
         ages: lower edges of the groups of age, rising. A weight's age at the next draw is 1 if its
             example was in the last batch. The last group has no upper edge; ages below the first
             edge are left out.
@@ -226,6 +228,7 @@ def staleness(
         examples: indices of training images; None is all of them. Examples that were never drawn
             have no weight to test.
         at_least: a group with fewer examples gives no row.
+        seed: of the random starts of the attack in a check.
 
     Returns: a row for each check, alpha and group: dataset, seed, iteration, alpha, age (the
         group's lower edge), rank_correlation (Spearman), within_class (the same of ranks within

@@ -116,7 +116,10 @@ def home(address: str = "", repository: str = "") -> Home:
 
 
 def write_site(
-    notebooks: Iterable[Path | str], folder: Path | str, published: Home | None = None
+    notebooks: Iterable[Path | str],
+    folder: Path | str,
+    published: Home | None = None,
+    reference: nbformat.NotebookNode | None = None,
 ) -> None:
     """Write executed notebooks as linked HTML pages with an index, readable without a network.
 
@@ -127,26 +130,29 @@ def write_site(
         notebooks: paths, in reading order.
         folder: of the pages; made if it is missing.
         published: where the site will stand; None names no address on any page.
+        reference: of the code, as a notebook; it becomes the page api.html.
     """
     published = published or Home()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pages = [_page(Path(path)) for path in notebooks]
+    pages = [_page(path.stem, nbformat.read(path, 4)) for path in map(Path, notebooks)]
     exporter = _exporter({page.name for page in pages}, published)
+    api = None if reference is None else _page("api", reference)
     shared = {
         "pages": pages,
+        "api": api,
         "course": course(),
         "published": published,
         "style": _beside("page.css"),
         "script": _beside("page.js"),
     }
     entries = []
-    for number, page in enumerate(pages):
-        text = _html(exporter, page.node, shared | {"number": number})
+    for page in [*pages, *filter(None, [api])]:
+        text = _html(exporter, page.node, shared | {"page": page})
         (folder / f"{page.name}.html").write_text(text, encoding="utf-8")
         entries += _search_entries(page, text)
     front = nbformat.v4.new_notebook()  # empty: the template fills it with the course
-    index = _html(exporter, front, shared | {"number": len(pages)})
+    index = _html(exporter, front, shared | {"page": None})
     (folder / "index.html").write_text(index, encoding="utf-8")
     # a script and not JSON, since a page that was opened from a file may not read other files
     search = f"window.courseIndex = {json.dumps(entries, ensure_ascii=False)};\n"
@@ -163,7 +169,7 @@ def write_course_map(
     notebooks: Iterable[Path | str], documents: Iterable[Path] = (README, INSTRUCTORS)
 ) -> None:
     """Renew the documents' table of the course: each notebook, its question, the time it takes."""
-    pages = [(Path(path), _page(Path(path))) for path in notebooks]
+    pages = [(path, _page(path.stem, nbformat.read(path, 4))) for path in map(Path, notebooks)]
     for document in documents:
         rows = ["| notebook | question | time |", "| --- | --- | --- |"]
         for path, page in pages:
@@ -272,13 +278,12 @@ def holds_columns(text: str) -> bool:
     return len(lines) >= 2
 
 
-def _page(path: Path) -> Page:
+def _page(name: str, node: nbformat.NotebookNode) -> Page:
     """A notebook as a page; the cover is of a cell that is tagged "cover", or the first picture."""
-    node = nbformat.read(path, as_version=4)
     _hide_machine_paths(node)
     text = "\n".join(cell.source for cell in node.cells if cell.cell_type == "markdown")
     heading = re.search(r"^# (.+)$", text, re.MULTILINE)
-    title = heading[1] if heading else path.stem
+    title = heading[1] if heading else name
     outputs = _outputs(node.cells)
     for output in outputs:
         if "image/png" in output.get("data", {}):
@@ -286,10 +291,10 @@ def _page(path: Path) -> Page:
     covers = _outputs(sorted(node.cells, key=lambda cell: not _is_cover(cell)))
     pictures = [output for output in covers if "image/png" in output.get("data", {})]
     return Page(
-        name=path.stem,
+        name=name,
         node=node,
         title=title,
-        lesson=course().lesson(path.stem),
+        lesson=course().lesson(name),
         cover=pictures[0].data["image/png"] if pictures else None,
         cover_text=pictures[0].metadata["image/png"]["alt"] if pictures else "",
         live=any(PLOTLY in output.get("data", {}) for output in outputs),

@@ -377,6 +377,8 @@ def run_jobs(
     """Run the jobs, show how they go, and keep the error of each that fails beside its output.
 
     Args:
+        jobs: such as :func:`units_for` makes.
+        where: they run, as :class:`Processes`.
         after: called with each result when it comes.
     """
     results = []

@@ -275,6 +275,13 @@ def units_for(
 ) -> list[Unit]:
     """A unit for every combination of the values, each once; the last parameter changes first.
 
+    Args:
+        what: "trial" or a path of a notebook.
+        values: to try, a list for each parameter; see :func:`values_for`.
+        root: the folder of the runs.
+        cell_timeout: seconds that one cell of a notebook may take.
+        if_code_changed: what to do with a trial that other code began; see :func:`run`.
+
     Raises: ValueError: a trial cannot have such settings.
     """
     units: dict[str, Unit] = {}

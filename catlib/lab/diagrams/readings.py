@@ -13,6 +13,7 @@ from ..figures import PALETTE
 
 BEFORE = PALETTE[7]
 AFTER = PALETTE[2]
+FITTING = 11  # letters above an image, in bold type of 10.5 points
 
 
 def readings(
@@ -47,11 +48,13 @@ def _write_readings(
 ) -> None:
     with torch.no_grad():
         probability = model(images).softmax(1)
+    longest = max(map(len, classes)) + len(" (100%)")
+    size = min(10.5, 10.5 * FITTING / longest)
     for axis, beliefs, label in zip(line, probability, labels, strict=True):
         read = int(beliefs.argmax())
         weight = "normal" if read == label else "bold"
         text = f"{classes[read]} ({beliefs[read]:.0%})"
-        axis.set_title(text, loc="center", fontsize=10.5, fontweight=weight)
+        axis.set_title(text, loc="center", fontsize=size, fontweight=weight)
 
 
 def anatomy(

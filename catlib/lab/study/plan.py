@@ -18,7 +18,7 @@ class Piece:
     """One table of the study.
 
     Attributes:
-        kind: "train", "similarity", "notebook" or "finals"; study.toml explains them.
+        kind: "train", "similarity", "draws", "notebook" or "finals"; study.toml explains them.
         trials: the runs behind the table, each with the name of its arm.
         levels: accuracies in percent that are timed, by metric.
         options: what study.toml says of the piece beside the settings of its trials.

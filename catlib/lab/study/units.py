@@ -186,12 +186,12 @@ def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
         write_json(folder / "run.json", {"status": "done", **info, **ending})
 
 
-# ------------------------------------------------------------------ similarity: Fig. 1
+# ------------------------------------------------------------------ similarity: Fig. 1; and draws
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the two tables that are measured of every trial."""
+    """One of the tables that are measured of every trial of such a piece."""
 
     name: str
     suffix: str  # of the piece's table
@@ -199,18 +199,20 @@ class Part:
 
 
 @dataclass(frozen=True)
-class SimilarityUnit(StudyTrial):
-    """The similarity of one trial: each part along a training of its own.
+class PartsUnit(StudyTrial):
+    """What is measured along trainings of one trial, one for each part.
 
     Attributes:
+        kind: of the piece; PARTS says what is measured.
         options: of the piece.
     """
 
+    kind: str = "similarity"
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
-        return self.root / f"similarity-{self.trial.id}"
+        return self.root / f"{self.kind}-{self.trial.id}"
 
     def run(self) -> None:
         """Measure the parts that the folder lacks.
@@ -235,7 +237,7 @@ class SimilarityUnit(StudyTrial):
         known = provenance(self.trial, build_training(self.trial))
         info = {**known, "stretches": [*stretches, known]}
         write_json(self.record, {"status": "running", **info})
-        for part in PARTS:
+        for part in PARTS[self.kind]:
             path = self.folder / f"{part.name}.csv"
             if begun and path.exists():
                 continue
@@ -261,10 +263,33 @@ def measure_staleness(training: Training, trial: Trial, options: dict) -> pd.Dat
     return staleness(training, examples=examples, every=max(1, trial.iterations // 6))
 
 
-PARTS = (
-    Part("neighbours", "", measure_neighbours),
-    Part("staleness", "_staleness", measure_staleness),
-)
+def measure_draw(training: Training, trial: Trial, options: dict) -> pd.DataFrame:
+    """The draw that would come after the last iteration: a row for each drawn image.
+
+    Columns: seed, alpha; image (its index), label, weight (w of Eq. 4); below, the share of its
+    class's images that weigh less; class_median, the median weight of its class.
+    """
+    for _ in training:
+        pass
+    weights = training.sampler.weights.cpu()
+    labels = training.data.y_train.cpu()
+    rows = []
+    for image in training.sampler.draw().tolist():
+        of_class = weights[labels == labels[image]]
+        row = {"seed": trial.seed, "alpha": trial.alpha, "image": image}
+        row |= {"label": labels[image].item(), "weight": weights[image].item()}
+        row["below"] = (of_class < weights[image]).double().mean().item()
+        rows.append(row | {"class_median": of_class.median().item()})
+    return pd.DataFrame(rows)
+
+
+PARTS = {
+    "similarity": (
+        Part("neighbours", "", measure_neighbours),
+        Part("staleness", "_staleness", measure_staleness),
+    ),
+    "draws": (Part("draw", "", measure_draw),),
+}
 
 
 # ------------------------------------------------------------------ notebook

@@ -28,7 +28,7 @@ from .tables import Finished, finished_in, finished_runs, write_result, write_ta
 from .units import (
     PARTS,
     FinalUnit,
-    SimilarityUnit,
+    PartsUnit,
     StudyNotebook,
     StudyTrial,
     TrainUnit,
@@ -216,7 +216,7 @@ def say_time_left(
     waiting = {unit.record for unit in left}
     for one in planned:
         units = [unit for unit in one.units if unit.record in waiting]
-        trials = [unit.trial for unit in units if isinstance(unit, TrainUnit | SimilarityUnit)]
+        trials = [unit.trial for unit in units if isinstance(unit, TrainUnit | PartsUnit)]
         waiting -= {unit.record for unit in units}  # a run that pieces share is said once
         if trials:
             judged = next((unit.finals for unit in units if isinstance(unit, TrainUnit)), None)
@@ -353,24 +353,26 @@ def write_training(planned: Planned, runs: Path, results: Path) -> None:
     write_table(planned.piece, runs, results)
 
 
-def similarity_units(piece: Piece, runs: Path, deadline: float) -> list[SimilarityUnit]:
+def parts_units(piece: Piece, runs: Path, deadline: float) -> list[PartsUnit]:
     return [
-        SimilarityUnit(trial, runs, label=label, deadline=deadline, options=piece.options)
+        PartsUnit(
+            trial, runs, label=label, deadline=deadline, kind=piece.kind, options=piece.options
+        )
         for label, trial in labelled(piece, piece.trials)
     ]
 
 
-def write_similarity(planned: Planned, runs: Path, results: Path) -> None:
-    """The two tables of Fig. 1, from the parts of the finished runs."""
+def write_parts(planned: Planned, runs: Path, results: Path) -> None:
+    """The tables of a piece of kind "similarity" or "draws", from the finished runs."""
     arms = [arm for arm, _ in planned.piece.trials]
     finished = [
         finished_in(unit.folder, arm, unit.trial)
         for arm, unit in zip(arms, planned.units, strict=True)
-        if isinstance(unit, SimilarityUnit) and unit.is_done()
+        if isinstance(unit, PartsUnit) and unit.is_done()
     ]
     if not finished:
         return
-    for part in PARTS:
+    for part in PARTS[planned.piece.kind]:
         tables = [
             read_part(one.folder / f"{part.name}.csv").assign(arm=one.arm).round(4)
             for one in finished
@@ -476,7 +478,8 @@ def final_row(one: Finished, unit: FinalUnit) -> dict:
 
 KINDS = {
     "train": Kind(train_units, write_training),
-    "similarity": Kind(similarity_units, write_similarity),
+    "similarity": Kind(parts_units, write_parts),
+    "draws": Kind(parts_units, write_parts),
     "notebook": Kind(notebook_units, write_notebook),
     "finals": Kind(final_units, write_finals),
 }
