@@ -122,10 +122,22 @@ def test_the_list_of_the_paper_profile_shows_its_commands(capsys):
     assert "--piece cifar10_long --seed 1" in capsys.readouterr().out
 
 
-def test_a_piece_says_how_many_runs_are_left_and_how_long_they_take(tmp_path, capsys):
-    piece = next(one for one in plan.pieces_of("paper") if one.name == "cifar10_tables")
-    work.say_time_left(piece, tmp_path, [], cost.H200, workers=1)
-    work.say_time_left(piece, tmp_path, [2], cost.H200, workers=2)
+def test_the_runs_that_are_left_and_their_time_are_said_of_each_piece(tmp_path, capsys):
+    pieces = plan.pieces_of("paper")
+    chosen = [one for one in pieces if one.name in ("cifar10_tables", "cifar10_long")]
+    planned = [
+        work.Planned(one, work.KINDS[one.kind].units(one, tmp_path, float("inf"))) for one in chosen
+    ]
+    units = work.each_once(planned)
+    work.say_time_left(planned, units, cost.H200, 1)
+    work.say_time_left(planned, work.of_seeds(units, [1]), cost.H200, 2)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("paper_cifar10_tables: 9 runs left, about 6")
-    assert said[1].startswith("paper_cifar10_tables: 3 runs left, about 1")
+    assert said[1].startswith("paper_cifar10_long: 6 runs left, about 1")
+    assert said[2].startswith("paper_cifar10_tables: 3 runs left, about 1")
+    # with the judgement at the end, as the command of this seed is listed
+    [command] = [
+        one for one in gpu.study_commands("paper", cost.H200) if one.text.endswith("long --seed 1")
+    ]
+    minutes = command.seconds / 60 / 2
+    assert said[3] == f"paper_cifar10_long: 3 runs left, about {minutes:.1f} min"

@@ -465,7 +465,7 @@ def test_weights_that_are_gone_unjudged_are_a_failure_and_said(tmp_path, study):
 
 
 def test_a_run_that_diverged_has_no_final_model_to_judge(tmp_path, study):
-    long, finals = judged_at_its_end(learning_rate=1e30, iterations=10, schedule="constant")
+    long, finals = judged_at_its_end(learning_rate=1e30, iterations=6, evaluate_every=1)
     assert study(long, finals)
     assert "# diverged: AT, seed 0" in (tmp_path / "smoke_long.csv").read_text()
     assert not list((tmp_path / "runs").glob("*/finals-*.json"))

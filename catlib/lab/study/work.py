@@ -303,10 +303,15 @@ def folders(
 def progress(
     profile: str, scale: str, runs: Path | None = None
 ) -> Iterator[tuple[Piece, int, int]]:
-    """The pieces of a profile, each with how many of its units are done, and of how many."""
+    """The pieces of a profile, each with how many of its units are done, and of how many.
+
+    A piece whose packages are missing here has none.
+    """
     runs, _ = folders(profile, scale, runs)
     for piece in pieces_of(profile, scale):
-        units = KINDS[piece.kind].units(piece, runs, float("inf"))
+        units: Sequence[StudyUnit] = []
+        if not lacking_packages(piece):
+            units = KINDS[piece.kind].units(piece, runs, float("inf"))
         yield piece, sum(unit.is_done() for unit in units), len(units)
 
 
