@@ -335,7 +335,7 @@ def run_batch(options: argparse.Namespace) -> int:
     failed = []
     if left and not options.table:
         units.check_datasets(unit.dataset for unit in left)
-        place_of_all = place(
+        where = place(
             len(left),
             options.out,
             workers=options.workers,
@@ -343,7 +343,7 @@ def run_batch(options: argparse.Namespace) -> int:
             limit=options.limit,
         )
         units.check_folder(options.out)
-        with place_of_all as where:
+        with where:
             failed = [result for result in run_jobs(left, where) if result.failed]
     for result in failed:
         print(f"failed: {result.job.name}, see {result.job.error_file}", file=sys.stderr)

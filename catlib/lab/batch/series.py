@@ -62,8 +62,8 @@ def run_series(
     where = place(len(units), folder, workers=workers)
     check_folder(folder)
     (folder / "table.csv").unlink(missing_ok=True)  # so that it is of this run, if it is there
-    with where as processes:
-        results = run_jobs(units, processes)
+    with where:
+        results = run_jobs(units, where)
     failed = {result.job.name for result in results if result.failed}
     return Series(
         folder,
