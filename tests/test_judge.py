@@ -544,12 +544,13 @@ def test_the_page_runs_as_it_stands(tmp_path, monkeypatch, capsys, quick_autoatt
             Path(first.removeprefix("# ")).write_text(block)
         else:
             exec(block, names)
-    monkeypatch.delitem(sys.modules, "my_models")
+    del sys.modules["my_models"]  # so that the command imports it anew
     printed = capsys.readouterr().out
     assert names["report"].table.value["accuracy"] > 0.8
     for row in re.findall(r"^\| `(\w[\w.]*)`", page, re.MULTILINE):
         assert f"\n{row} " in printed
     [command] = re.findall(r"^python -m catlib.lab judge (.*)$", page, re.MULTILINE)
     assert judge_command(options_of(*shlex.split(command))) == 0
+    del sys.modules["my_models"]  # tests that follow expect that there is no such module
     again = json.loads(Path("report.json").read_text())["measurements"]
     assert again == names["report"].table.to_dict(orient="index")

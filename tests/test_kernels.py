@@ -166,6 +166,7 @@ def test_compiled_training_is_the_same_training(precision):
             iterations=6,
             evaluate_every=2,
             evaluation_size=64,
+            device="cpu",
             precision=precision,
             compile=compile,
         )

@@ -41,6 +41,7 @@ def training(data, iterations=6, sampler=None, attack=ATTACK, rate=0.05):
         attack,
         torch.optim.SGD(model.parameters(), rate),
         iterations=iterations,
+        device="cpu",
     )
 
 

@@ -297,6 +297,7 @@ def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path, study):
                 Trial(
                     method="AT",
                     learning_rate=1e30,
+                    device="cpu",  # on a GPU it would have to wait for the check
                     iterations=6,
                     evaluate_every=1,
                     evaluation_size=10,
@@ -513,7 +514,7 @@ def test_finals_in_processes_wait_for_their_run_and_a_failed_one_is_listed(tmp_p
 
 
 def test_a_part_of_the_training_images_is_the_first_ones():
-    training = build_training(Trial(train_size=200))
+    training = build_training(Trial(train_size=200, device="cpu"))
     assert len(training.data.y_train) == 200
     assert torch.equal(training.data.x_train, load_data("digits").x_train[:200])
 
@@ -664,9 +665,8 @@ def test_the_gradient_of_the_mean_is_that_of_the_example_over_the_size_of_the_ba
 
 
 def free(steps=3, iterations=12):
-    return build_training(
-        Trial(method="AT", crafting="free", steps=steps, iterations=iterations, evaluate_every=0)
-    )
+    settings = {"method": "AT", "crafting": "free", "device": "cpu"}
+    return build_training(Trial(**settings, steps=steps, iterations=iterations, evaluate_every=0))
 
 
 def test_free_training_replays_a_batch_and_spends_one_pass_an_image():
