@@ -607,6 +607,18 @@ def check_count(name: str, value: Any, *, at_least: int) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
 
 
+def check_radius(name: str, epsilon: float, norm: str) -> None:
+    """Raise ValueError if a linf ball of this radius holds every image, as 8 does, meant as 8/255.
+
+    :class:`PGD` itself takes such a radius: as a ball that never binds.
+    """
+    if norm == "linf" and epsilon >= 1:
+        raise ValueError(
+            f"{name} is {epsilon:g}; in the linf ball of images in [0, 1] it must be below 1, as "
+            f"from 1 on any image may become any other. Did you mean {epsilon:g}/255?"
+        )
+
+
 def check_integers(name: str, values: Any, count: int) -> None:
     """Raise TypeError or ValueError if these are not ``count`` integers, in a tensor."""
     if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():

@@ -1119,6 +1119,18 @@ TABLE = {
         "0.3",
         "final_restarts of at least 1",
     ),
+    "an epsilon of 8 for 8/255": (
+        lambda: Trial(epsilon=8),
+        ValueError,
+        "epsilon is 8;",
+        "Did you mean 8/255?",
+    ),
+    "an evaluation's epsilon of 8 for 8/255": (
+        lambda: Trial(evaluation_epsilon=8.0),
+        ValueError,
+        "evaluation_epsilon is 8;",
+        "below 1",
+    ),
     "an audit at a negative epsilon": (
         lambda: Trial(audit_epsilon=-0.3, final_restarts=1),
         ValueError,

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import nbformat
@@ -136,6 +136,9 @@ def test_a_batch_is_described_by_a_file(tmp_path, capsys, ending):
 
 REFUSED = [
     (["trial", "-p", "alhpa=0.5"], "no parameter 'alhpa' (did you mean 'alpha'?)"),
+    (["trial", "-p", "eps=0.1"], "no parameter 'eps' (did you mean 'epsilon'?)"),
+    (["trial", "-p", "epsilon=8"], "epsilon is 8; in the linf ball"),
+    (["trial", "-p", "dataset=empty", "--dry-run"], "the dataset 'empty' cannot be used"),
     (["trial", "-p", "alpha=high"], "alpha is 'high', of type str; it must be float"),
     (["trial", "-p", "seed=0.5"], "seed is 0.5, of type float; it must be int"),
     (["trial", "-p", "augment=1"], "augment is 1, of type int; it must be bool"),
@@ -165,6 +168,7 @@ def test_what_cannot_be_run_is_said_before_anything_is_made(
     notebook(tmp_path / "computed.ipynb", "1", "alpha = 0.5\nbeta = 2 * alpha")
     notebook(tmp_path / "typed.ipynb", "1", "alpha: float = None")
     (tmp_path / "broken.ipynb").write_text("{")
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(engine.Processes, "run", lambda *_: pytest.fail("it was started"))
     assert main(["batch", "--out", "out", *arguments]) == 2
@@ -260,6 +264,10 @@ def test_the_time_left_is_reckoned_from_what_the_runs_cost(tmp_path):
     assert progress.state() == "0 failed, about 2 min left, 1 running: b"
     progress.running["b"] -= 1000  # it has run for longer than was thought
     assert progress.seconds_left() == pytest.approx(2 * 40 / 2)
+    progress.finished(engine.Result(jobs[1], "done", seconds=120))
+    progress.started(jobs[2])
+    progress.running["c"] -= 1000
+    assert progress.state() == "0 failed, nearly done, 1 running: c"
 
 
 def test_the_longest_runs_of_a_batch_come_first(tmp_path):
@@ -599,6 +607,33 @@ def test_runs_of_other_code_are_refused_repeated_or_taken_as_they_are(tmp_path, 
     assert main([*grid, "--dry-run", "--if-code-changed", "reuse"]) == 0
     said = capsys.readouterr().out
     assert "1 to do, 0 done" in said and "0 to do, 1 done" in said
+
+
+def test_the_table_shows_every_result_and_the_parameters_that_differ(tmp_path, capsys):
+    names = []
+    for alpha in (0.0, 0.5):
+        folder = run(Trial(**QUICK | {"alpha": alpha}), tmp_path)
+        records = pd.read_csv(folder / "records.csv").assign(accuracy=0.25)
+        records.to_csv(folder / "records.csv", index=False)
+        names.append(folder.name)
+    assert main(["batch", "--table", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    heading = shown.splitlines()[0].split()
+    assert {"run", "status", "alpha", "accuracy", "robust_accuracy"} <= set(heading)
+    assert not {"dataset", "method", "seed"} & set(heading)
+    assert all(name in shown for name in names)
+
+
+def test_every_setting_is_listed_with_its_type_default_and_meaning(tmp_path, capsys):
+    assert main(["batch", "trial", "--settings"]) == 0
+    listed = capsys.readouterr().out
+    entries = re.findall(r"^(\w+)=(\S+)  \((.+)\)\n((?:    .+\n?)+)", listed, re.M)
+    assert [name for name, *_ in entries] == [field.name for field in fields(Trial)]
+    assert ("steps", "10", "int", "    of the attack\n") in entries
+    assert "or None" in dict((name, kinds) for name, _, kinds, _ in entries)["iterations"]
+    notebook(tmp_path / "a.ipynb", "1", "# Of the draw.\nalpha: float = 0.5  # the memory")
+    assert main(["batch", str(tmp_path / "a.ipynb"), "--settings"]) == 0
+    assert capsys.readouterr().out == "alpha=0.5  (float)\n    Of the draw. the memory\n"
 
 
 def test_a_bad_run_is_named_in_the_table_and_hides_no_other(tmp_path, capsys):

@@ -127,7 +127,7 @@ def explanation(function: Callable) -> str:
 
 def add_judge_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="module:function, cnn or resnet18")
-    parser.add_argument("--weights", help="file of a state dict, or checkpoint.pt of a run")
+    parser.add_argument("--weights", help="file of a state dict, or the folder of a run")
     parser.add_argument("--data", required=True, help="name of a data set, or a path to your own")
     parser.add_argument("--epsilon", required=True, help="radius of the attack, such as 8/255")
     parser.add_argument("--norm", default="linf", help="linf or l2 (default: linf)")
@@ -221,6 +221,11 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     add_if_code_changed(parser)
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done")
     parser.add_argument(
+        "--settings",
+        action="store_true",
+        help="only list what -p can set, with types, defaults and meanings",
+    )
+    parser.add_argument(
         "--table", action="store_true", help="only write and show the table of all runs in --out"
     )
 
@@ -295,6 +300,7 @@ def run_batch(options: argparse.Namespace) -> int:
     """Run trials, or a notebook, with every combination of the values of their parameters.
 
     examples:
+      catlib batch trial --settings    what can be set, and what it means
       catlib batch trial -p alpha=0,0.5,0.9 -p seed=0:5 -p iterations=100
       catlib batch notebooks/06_cat_versus_at.ipynb -p alpha=0,0.9 -p seeds=[0],[1]
       catlib batch sweep.toml --shard 1/4
@@ -308,6 +314,7 @@ def run_batch(options: argparse.Namespace) -> int:
     """
     from .batch import units
     from .batch.engine import run_jobs
+    from .batch.parameters import described
     from .batch.place import check_choice, place
 
     if options.table and not options.what:
@@ -315,6 +322,9 @@ def run_batch(options: argparse.Namespace) -> int:
         return 0
     check_choice(options.workers, options.scheduler)
     what, given = batch_asked_for(options)
+    if options.settings:
+        print(described(units.parameters_for(what).values()))
+        return 0
     values = units.values_for(what, given)
     chosen = units.units_for(
         what,
@@ -331,6 +341,7 @@ def run_batch(options: argparse.Namespace) -> int:
             print(f"{'to do' if unit in left else 'done':<6} {unit.name}")
     print(f"{len(left)} to do, {len(chosen) - len(left)} done", flush=True)
     if options.dry_run:
+        units.check_datasets((unit.dataset for unit in left), download=False)
         return 0
     failed = []
     if left and not options.table:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import catlib
 from catlib import PGD, Data, accuracy, build_model, check_model, load_data, robust_accuracy
-from catlib.attacks import check_count
+from catlib.attacks import check_count, check_radius
 from catlib.models import MODELS
 from catlib.own import check_classifier
 
@@ -72,6 +72,8 @@ class Report:
             f"threat model: {self.norm}, epsilon {self.epsilon:.4g}, images in [0, 1]",
             "",
             _aligned(self.table),
+            "",
+            "Of the multiplied logits the smallest value counts; one above x1 is a failed attack.",
             "",
             *_listed("What casts doubt on these numbers:", self.findings),
             *_listed("Left out:", self.left_out),
@@ -140,7 +142,7 @@ def judge(
         epsilon: radius of the attacks, in units of images in [0, 1].
         norm: of the ball, "linf" or "l2".
         weights: what to load into the model first: a state dict, or a file that has one, such as
-            a run's checkpoint.pt (see `read_weights`).
+            a run's checkpoint.pt, or the folder of the run (see `read_weights`).
         images: use the first so many test images; None is all.
         autoattack: the first so many of them for AutoAttack, which takes by far the longest;
             0 is none.
@@ -153,6 +155,7 @@ def judge(
     attack = PGD(epsilon, steps=20, restarts=10, norm=norm)
     if not epsilon > 0:
         raise ValueError(f"epsilon is {epsilon!r}; it must be above 0, in units of [0, 1].")
+    check_radius("epsilon", epsilon, norm)
     if images is not None:
         check_count("images", images, at_least=1)
     check_count("autoattack", autoattack, at_least=0)
@@ -185,7 +188,8 @@ def judge(
         seed=seed,
         table=_table(values, plan, autoattack),
         findings=(
-            *_findings_of_few_images(len(y)),
+            *_findings_of_few_images(values, attack, autoattack, len(y)),
+            *_findings_of_weak_attacks(values, attack, autoattack, model, x, y),
             *findings,
             *_findings_of_scaling(values, attack),
             *remarks,
@@ -210,14 +214,47 @@ def _findings_of_check_model(model: nn.Module, images: Tensor) -> list[str]:
         return check_model(model, images)
 
 
-def _findings_of_few_images(count: int) -> list[str]:
-    """How far a share of so few images may lie from that of all such images, by chance alone."""
+def _findings_of_few_images(
+    values: dict[str, float], attack: PGD, autoattack: int, images: int
+) -> list[str]:
+    """How far the robust accuracy of so few images may lie from that of all such images.
+
+    It is that under AutoAttack, the number to quote, or else that under the strongest PGD. The
+    interval is that of Clopper and Pearson (1934), which holds for shares near 0 and 1, too.
+    """
+    from scipy.stats import binomtest  # slow to import, and few reports need it
+
+    name = "autoattack" if autoattack else _strongest_name(attack)
+    count = autoattack or images
     if count >= FEW_IMAGES:
         return []
-    points = 196 * math.sqrt(0.25 / count)  # two standard errors of a share of one half
+    right = round(values[name] * count)
+    interval = binomtest(right, count).proportion_ci(0.95)
     return [
-        f"{count} images are few: by the chance of which they are, a share of one half may be "
-        f"{points:.0f} points too high or too low (95 %)."
+        f"{count} images are few: {name} is {right} of them, {values[name]:.1%}, and of all such "
+        f"images it may be {interval.low:.1%} to {interval.high:.1%}, by the chance of which "
+        "images were taken (95 %)."
+    ]
+
+
+def _findings_of_weak_attacks(
+    values: dict[str, float], attack: PGD, autoattack: int, model: nn.Module, x: Tensor, y: Tensor
+) -> list[str]:
+    """If no attack broke an image, they do not tell how robust the model is."""
+    attacked = {_strongest_name(attack): len(y)}
+    attacked |= {_scaled_name(attack, factor): SCALED_IMAGES for factor in FACTORS}
+    if autoattack:
+        attacked["autoattack"] = autoattack
+    if values["accuracy"] == 0:
+        return []  # there was none to break
+    for name, count in attacked.items():
+        count = min(count, len(y))
+        right = accuracy(model, x[:count], y[:count])
+        if round(values[name] * count) < round(right * count):
+            return []
+    return [
+        "no attack broke a single image: the model is robust at this epsilon, or no attack found "
+        "its gradient. Try a larger epsilon, until some images break."
     ]
 
 
@@ -613,11 +650,13 @@ def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor]) -
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a file: one that ``torch.save(model.state_dict(), path)`` wrote, or a run's
-    ``checkpoint.pt`` or ``best.pt``.
+    ``checkpoint.pt`` or ``best.pt``. The folder of a run stands for its ``checkpoint.pt``.
 
     Raises: ValueError: there is no such file, or it has no state dict. No code in it is run.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoint.pt"
     if not path.is_file():
         raise ValueError(f"there is no file {path} to read weights from.")
     advice = "Write the file with torch.save(model.state_dict(), path)."
@@ -659,9 +698,9 @@ def judge_command(options) -> int:
 
     Args:
         options: has the values of ``--model`` (module:function, cnn or resnet18), ``--weights`` (a
-            file or None), ``--data`` (a name or path), ``--epsilon`` (text: 8/255), ``--norm``,
-            ``--images`` (a number or None), ``--autoattack`` (a number), ``--json`` (a file or
-            None).
+            file, the folder of a run, or None), ``--data`` (a name or path), ``--epsilon`` (text:
+            8/255), ``--norm``, ``--images`` (a number or None), ``--autoattack`` (a number),
+            ``--json`` (a file or None).
     """
     try:
         if options.model in MODELS and options.weights is None:
@@ -679,6 +718,7 @@ def judge_command(options) -> int:
             weights=options.weights,
             images=options.images,
             autoattack=options.autoattack,
+            progress=sys.stderr.isatty(),  # a bar would fill a file with its lines
         )
         print(report)
         if options.json is not None:

@@ -52,7 +52,7 @@ from catlib import (
     load_data,
 )
 
-from ..attacks import check_count
+from ..attacks import check_count, check_radius
 from ..data import SUBSETS, data_root, find_data
 from ..evaluation import judging
 from ..files import remove_leftovers, write_whole
@@ -122,28 +122,30 @@ class Trial:
         sampler check the rest when they are built.
     """
 
-    dataset: str = "digits"
-    model: str = "cnn"
-    width: int | None = None  # of a resnet18; None is 64, the published network
-    method: str = "CAT"
-    seed: int = 0
-    iterations: int | None = 200  # None goes on for ever
-    sampling_number: int = 128
-    train_size: int | None = None  # train on the first so many images alone
-    # the sampler
-    alpha: float = 0.5
-    class_balanced: bool = True
-    temperature: float | str = "auto"
+    dataset: str = "digits"  # "mnist", "fashion_mnist", "cifar10", or a path to your own data
+    model: str = "cnn"  # "resnet18", or "module:function" for a model of your own
+    width: int | None = None  # channels of a resnet18; None is 64, the published network
+    method: str = "CAT"  # or "AT", with uniform draws
+    seed: int = 0  # of the initial weights, the draws and the random starts
+    iterations: int | None = 200  # updates of the model; None goes on for ever
+    sampling_number: int = 128  # images that an iteration draws and attacks
+    train_size: int | None = None  # train on the first so many images alone; None is all
+    # -- the sampler of CAT
+    alpha: float = 0.5  # memory of Eq. 4: the share of its old value in a new weight
+    class_balanced: bool = True  # draw as many of each class
+    temperature: float | str = "auto"  # divides the weights; a larger one draws more evenly
+    # how a weight becomes the probability of a draw: "power", "inverted", "boundary", "softplus",
+    # "clamp" or "rank"
     weighting: str = "power"
     warm_up: int = 0  # iterations of uniform draws before weights count
-    # the attack in training; its epsilon is that of the evaluation too
-    epsilon: float = 0.1
-    step_size: float | None = None
-    steps: int = 10
-    restarts: int = 1
-    rule: str = "sign"
-    norm: str = "linf"
-    batch_norm: str = "eval"
+    # -- the attack in training
+    epsilon: float = 0.1  # radius, for images in [0, 1]; that of the evaluation, too
+    step_size: float | None = None  # of the attack; None is 2.5 epsilon / steps
+    steps: int = 10  # of the attack
+    restarts: int = 1  # random starts of the attack, of which the one with the largest loss counts
+    rule: str = "sign"  # or "gradient": a step is the gradient itself, as Eq. 2 prints it
+    norm: str = "linf"  # or "l2": what epsilon measures
+    batch_norm: str = "eval"  # statistics that the attack uses: stored, or of the batch ("train")
     epsilon_warm_up: int = 0  # iterations over which epsilon grows from 0
     # bits a pixel in which the last perturbation of every image is remembered, for the next attack
     # on it to begin there: 8 or 16; 0 remembers nothing
@@ -154,22 +156,24 @@ class Trial:
     # or a cheap rival of catlib.lab.baselines: "n-fgsm", "free" (``steps`` are its replays),
     # "batch mean"; or "kl", the attack of TRADES (catlib.lab.losses)
     crafting: str = "pgd"
-    # the update; "trades" and "mart" (catlib.lab.losses) use beta. TRADES as published is
+    # -- the update
+    # or "trades" and "mart" (catlib.lab.losses), which use beta. TRADES as published is
     # loss "trades" with crafting "kl"
     loss: str = "cross-entropy"
-    beta: float = 6.0
-    optimizer: str = "sgd"
-    learning_rate: float = 0.05
-    weight_decay: float = 0.0
+    beta: float = 6.0  # weight of the robust part of the losses "trades" and "mart"
+    optimizer: str = "sgd"  # or "adam"
+    learning_rate: float = 0.05  # of the optimizer
+    weight_decay: float = 0.0  # of the optimizer
     schedule: str = "constant"  # or "cyclic": up to the learning rate and down to 0
-    augment: bool = False
-    # the evaluation, on evaluation_size test images: the "first" so many, or "spread" over them
-    evaluate_every: int = 10
+    augment: bool = False  # shift and mirror the training images at random
+    # -- the evaluation
+    evaluate_every: int = 10  # iterations; 0 is never
     evaluate_first: int = 0  # and after each of the first so many iterations
-    evaluation_size: int = 500
-    evaluation_subset: str = "first"
-    recalibrate: int = 0  # training images for the statistics of batch norm; 0 keeps its own
-    evaluation_steps: int = 20
+    evaluation_size: int = 500  # test images
+    evaluation_subset: str = "first"  # which test images: the first so many, or "spread" over them
+    # training images for the statistics of batch norm in an evaluation; 0 keeps the model's own
+    recalibrate: int = 0
+    evaluation_steps: int = 20  # of the attack of the evaluation
     evaluation_epsilon: float | None = None  # None is that of training
     evaluation_rule: str = "sign"  # a rule of PGD, or "batch mean"
     # at the end, PGD-20 with so many restarts on the whole test set; 0 is none
@@ -178,10 +182,10 @@ class Trial:
     # at the end as well, of a reading of the paper whose attack may do little: the robust accuracy
     # under signed PGD-20 at this epsilon, and how far the evaluation's attack moves a pixel
     audit_epsilon: float | None = None
-    # the machine
-    device: str = "auto"
-    precision: str = "auto"
-    compile: bool = False
+    # -- the machine
+    device: str = "auto"  # "cpu" or "cuda"; "auto" is a GPU where there is one
+    precision: str = "auto"  # or "float32", "bfloat16"; "auto" is bfloat16 on a GPU alone
+    compile: bool = False  # run each step as one compiled graph
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -238,6 +242,9 @@ class Trial:
         self.attack()  # these check the settings of PGD
         self.judge(max(1, self.final_restarts))
         self.auditor()
+        for name in ("epsilon", "evaluation_epsilon", "audit_epsilon"):
+            if getattr(self, name) is not None:
+                check_radius(name, getattr(self, name), self.norm)
 
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)

@@ -470,7 +470,10 @@ class Progress:
     def state(self) -> str:
         parts = [f"{self.failed} failed"]
         if self.done and len(self.done) < self.total:
-            parts.append(f"about {in_words(self.seconds_left())} left")
+            left = self.seconds_left()
+            # what runs has taken longer than was thought: for how much longer, nobody can know
+            known = round(left) > 0
+            parts.append(f"about {in_words(left)} left" if known else "nearly done")
         running = list(self.running)  # a copy, as another thread asks too
         parts.append(f"{len(running)} running")
         if 0 < len(running) <= NAMED:

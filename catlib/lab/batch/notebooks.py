@@ -12,7 +12,7 @@ from pathlib import Path
 from ...data import data_root
 from ...files import write_whole
 from ..paths import NOTEBOOKS, ROOT, SOLUTIONS
-from .parameters import Parameter, kinds_of, unknown_name
+from .parameters import Parameter, comments_in, kinds_of, unknown_name
 
 
 def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", environment=None):
@@ -150,6 +150,7 @@ def parameters_of(notebook) -> dict[str, Parameter]:
             f"{path.name} has no cell with the tag 'parameters'; "
             "give that tag to the cell that assigns the defaults"
         )
+    meanings = comments_in(cell.source)
     found = {}
     for statement in ast.parse(cell.source).body:
         match statement:
@@ -167,7 +168,9 @@ def parameters_of(notebook) -> dict[str, Parameter]:
             value = None
         if value is None:
             raise ValueError(f"{path.name}: not a literal: {ast.unparse(statement)}")
-        found[name] = Parameter(name, default, kinds_of(default, annotation))
+        found[name] = Parameter(
+            name, default, kinds_of(default, annotation), meanings.get(name, "")
+        )
     return found
 
 

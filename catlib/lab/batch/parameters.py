@@ -2,8 +2,10 @@
 
 import ast
 import difflib
+import inspect
 import json
 import re
+import textwrap
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -23,11 +25,13 @@ class Parameter:
     Attributes:
         kinds: the types that fit, such as `int` or `list[int]`, and `NoneType` where None does;
             empty if every value does.
+        meaning: what it is, in a few words.
     """
 
     name: str
     default: Any
     kinds: tuple[Any, ...]
+    meaning: str = ""
 
     def checked(self, value: Any) -> Any:
         """The value, whole numbers as floats where those are meant.
@@ -50,7 +54,7 @@ class Parameter:
 
     def wanted(self) -> str:
         """The types that fit, in words."""
-        return " or ".join(kind_in_words(kind) for kind in self.kinds)
+        return " or ".join(kind_in_words(kind) for kind in self.kinds) or "any value"
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -175,19 +179,53 @@ def _advice(value: Any, parameter: Parameter) -> str:
 
 
 def parameters_of_trials() -> dict[str, Parameter]:
-    """The settings of a Trial."""
+    """The settings of a Trial, each with what the comment at its field says."""
     hints = get_type_hints(Trial)
+    meanings = comments_in(inspect.getsource(Trial))
     found = {}
     for field in fields(Trial):
         hint = hints[field.name]
-        found[field.name] = Parameter(field.name, field.default, get_args(hint) or (hint,))
+        kinds = get_args(hint) or (hint,)
+        found[field.name] = Parameter(field.name, field.default, kinds, meanings[field.name])
     return found
+
+
+def comments_in(source: str) -> dict[str, str]:
+    """What the comments say of each `name: type = value` in a source.
+
+    It is the lines of comment right above it and the one that ends its line. A line that begins
+    with "# --" is the heading of several.
+    """
+    meanings: dict[str, str] = {}
+    above: list[str] = []
+    for line in source.splitlines():
+        code, _, comment = (part.strip() for part in line.partition("# "))
+        declared = re.match(r"(\w+): ", code)
+        if declared:
+            meanings[declared[1]] = " ".join(filter(None, [*above, comment]))
+        is_comment = line.strip().startswith("#") and not comment.startswith("--")
+        above = [*above, comment] if is_comment else []
+    return meanings
+
+
+def described(parameters: Iterable[Parameter]) -> str:
+    """A list for reading: of each parameter its name, types and default, and what it means."""
+    entries = []
+    for parameter in parameters:
+        default = "none" if parameter.default is None else str(parameter.default)
+        heading = f"{parameter.name}={default}  ({parameter.wanted()})"
+        meaning = textwrap.fill(
+            parameter.meaning, 96, initial_indent="    ", subsequent_indent="    "
+        )
+        entries.append("\n".join(filter(None, [heading, meaning])))
+    return "\n".join(entries)
 
 
 def unknown_name(of: str, name: str, known: Iterable[str]) -> str:
     """The sentence about a name that a notebook or a trial does not have."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    longer = sorted((one for one in known if one.startswith(name)), key=len)
+    close = longer or difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"{of} has no parameter {name!r}{hint}; it has: {', '.join(known)}"
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,26 +14,37 @@ def table_of(root: Path) -> pd.DataFrame:
 
     Of a trial that is its last record and what was measured at its end; of a notebook the rows of
     its ``table.csv``, if it wrote one. A run.json that cannot be read is a row that says so.
+
+    Returns: the table, whose ``attrs["parameters"]`` are the names of the parameters.
     """
     tables = []
+    parameters: dict[str, Any] = {}
     for path in sorted([*root.glob("*/run.json"), *root.glob("*/notebook.json")]):
         if REPLACED in path.parent.name:
             continue
         try:
             tables.append(rows_of(path))
+            parameters |= parameters_in(json.loads(path.read_text()))
         except Exception as error:  # a foreign or damaged file must not hide the other runs
             bad = {"run": path.parent.name, "status": "unreadable", "error": str(error)}
             tables.append(pd.DataFrame([bad]))
     for path in sorted(root.glob("*/error.txt")):
         if not (path.with_name("run.json").exists() or path.with_name("notebook.json").exists()):
             tables.append(pd.DataFrame([failed(path.parent)]))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    table.attrs["parameters"] = list(parameters)
+    return table
+
+
+def parameters_in(info: dict) -> dict[str, Any]:
+    """The parameters of a run, from its run.json or notebook.json."""
+    return info["trial"] if "trial" in info else info["parameters"]
 
 
 def rows_of(path: Path) -> pd.DataFrame:
     folder = path.parent
     info = json.loads(path.read_text())
-    parameters = info["trial"] if "trial" in info else info["parameters"]
+    parameters = parameters_in(info)
     if (folder / "error.txt").exists():
         return pd.DataFrame([failed(folder) | parameters])
     known = {"run": folder.name, "status": info["status"]} | parameters
@@ -61,12 +73,12 @@ def notebook_results(folder: Path, info: dict) -> pd.DataFrame:
 
 
 def telling(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without the columns that are the same, or empty, in every run."""
+    """A table of :func:`table_of` without the parameters that are the same in every run, and
+    without the results that no run has.
+    """
     if len(table) < 2:
         return table
-    keep = [
-        name
-        for name in table.columns
-        if name in ("run", "status") or table[name].astype(str).nunique() > 1
-    ]
-    return table[keep]
+    same = [name for name in table.columns if table[name].astype(str).nunique() == 1]
+    given_alike = [name for name in same if name in table.attrs["parameters"]]
+    empty = [name for name in same if table[name].isna().all()]
+    return table.drop(columns={*given_alike, *empty})

@@ -360,15 +360,20 @@ def shard(units: list[T], part: str) -> list[T]:
 # ------------------------------------------------------------------ checks before anything starts
 
 
-def check_datasets(names: Iterable[str | None]) -> None:
+def check_datasets(names: Iterable[str | None], *, download: bool = True) -> None:
     """Load each dataset once, which downloads it where it is not there.
+
+    Args:
+        download: False leaves out the datasets that have a name of their own, and checks files and
+            folders alone.
 
     Raises: ValueError: one cannot be used.
     """
     asked_for = {name for name in names if name is not None}
     for name in sorted(asked_for - {"digits"}):  # which are embedded
         try:
-            load_data(name)
+            if download or find_data(name) is not None:
+                load_data(name)
         except Exception as error:
             why = " ".join(str(error).split())  # that of a download has many lines
             raise ValueError(f"the dataset {name!r} cannot be used: {why}") from error
