@@ -17,6 +17,10 @@ import catlib
 settings.register_profile("catlib", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("catlib")
 
+# a shell lets what it starts in the background ignore Ctrl-C; here it is tested, in children as well
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # results are bit for bit the same for one number of threads; small models are fastest on one
 torch.set_num_threads(1)
 
