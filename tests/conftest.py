@@ -17,7 +17,7 @@ import catlib
 settings.register_profile("catlib", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("catlib")
 
-# a shell lets what it starts in the background ignore Ctrl-C; here it is tested, in children as well
+# a shell lets what it starts in the background ignore Ctrl-C, which is tested here
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
