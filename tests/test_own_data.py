@@ -69,7 +69,7 @@ def test_the_document_leads_from_a_folder_of_images_to_a_judged_model(in_folder,
     row = re.search(r"^accuracy +(\S+) +12 ", said, re.MULTILINE)
     assert float(row[1]) == pytest.approx(best.accuracy, abs=1e-4), "the model that was trained"
     assert re.search(r"^autoattack +\S+ +4 ", said, re.MULTILINE)
-    assert "12 images are few" in said
+    assert "4 images are few: autoattack is" in said, "the number to quote"
 
     text = (DOCS / "own.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
@@ -91,6 +91,8 @@ def test_notebook_06_races_on_a_folder_of_images(in_folder):
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
     texts = [output.get("text", "") for output in outputs]
     assert any("CAT − AT at the end" in text for text in texts)
+    chosen = f"The settings of the race: {{'sampling_number': 48, 'epsilon': {8 / 255}"
+    assert any(chosen in text for text in texts), "the reader sees what was chosen"
     records = pd.read_csv(path.parent / "records.csv")
     assert set(records.arm) == {"AT", "CAT"} and records.iteration.max() == 8
     assert records.sampling_number.unique() == [48], "all training images, as there are so few"
