@@ -619,6 +619,18 @@ def test_every_arm_of_the_profile_cpu_can_be_built_and_trained(monkeypatch):
         assert record.iteration == 1 and record.passes > 0
 
 
+def test_a_setting_with_the_name_of_a_measurement_has_a_column_of_its_own(tmp_path, study):
+    arms = [
+        (loss, Trial(loss=loss, iterations=2, evaluate_every=1, evaluation_size=10, steps=1))
+        for loss in ("cross-entropy", "mart")
+    ]
+    one = replace(quick(piece("tables")), trials=arms)
+    assert study(one)
+    table = read(tmp_path / f"{one.table}.csv")
+    assert table.setting_loss.tolist() == ["cross-entropy"] * 2 + ["mart"] * 2
+    assert table.loss.dtype == float and (table.loss > 0).all()
+
+
 @pytest.mark.slow
 def test_the_profile_cpu_runs_from_end_to_end_at_the_tiny_scale(tmp_path):
     for name in ("mnist", "cifar10"):

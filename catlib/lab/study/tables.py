@@ -68,7 +68,8 @@ def write_table(piece: Piece, runs: Path, results: Path) -> None:
 def rows_of(piece: Piece, finished: list[Finished]) -> pd.DataFrame:
     """One row an evaluation: arm, seed, settings in which the trials differ, what was measured.
 
-    What was measured at the end of a run stands on its last row.
+    A setting with the name of something measured, such as loss, is called setting_loss. What was
+    measured at the end of a run stands on its last row.
     """
     varying = varying_settings(piece)
     tables = []
@@ -79,7 +80,9 @@ def rows_of(piece: Piece, finished: list[Finished]) -> pd.DataFrame:
         for name, value in one.info["final"].items():
             records[f"final_{name}"] = [None] * (len(records) - 1) + [round(value, 4)]
         names = {"arm": one.arm, "seed": one.trial.seed}
-        names |= {name: getattr(one.trial, name) for name in varying}
+        for name in varying:
+            column = f"setting_{name}" if name in records else name
+            names[column] = getattr(one.trial, name)
         tables.append(pd.DataFrame(names, index=records.index).join(records))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
