@@ -23,7 +23,8 @@ SOLUTIONS = sorted(paths.SOLUTIONS.glob("*.ipynb"))
 SECTIONS = ["Map", "Check yourself", "Recap", "Exercises", "References"]
 # a folder of somebody's machine, on any of the usual systems
 MACHINE_PATH = re.compile(
-    r"(?<![\w.:/])/(?:home|Users|root|tmp|work|opt|usr|mnt|var|private|srv|content)/\w|\b[A-Z]:\\+\w"
+    r"(?<![\w.:/])/(?:home|Users|root|tmp|work|opt|usr|mnt|var|private|srv|content)/\w"
+    r"|\b[A-Z]:\\+\w"
 )
 
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

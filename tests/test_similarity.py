@@ -103,8 +103,11 @@ def test_adversarial_logits_leave_model_and_random_state_alone(digits):
     )
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), state) and all(m.training for m in model.modules())
+
     # any callable is an attack; what it draws from the global state is seeded too
-    noise = lambda model, images, labels: (images + 0.1 * torch.rand_like(images)).clamp(0, 1)  # noqa: E731
+    def noise(model, images, labels):
+        return (images + 0.1 * torch.rand_like(images)).clamp(0, 1)
+
     assert torch.equal(
         adversarial_logits(model, x, y, noise, 3), adversarial_logits(model, x, y, noise, 3)
     )

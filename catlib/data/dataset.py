@@ -83,8 +83,10 @@ class Data:
             raise ValueError(f"x_train holds {len(images)} images, y_train {len(labels)} labels.")
         if y_test is None:
             train, test = split(labels)
-            test_images, test_labels = images[test], labels[test]
-            images, labels = images[train], labels[train]
+            test_images = images[test]
+            test_labels = labels[test]
+            images = images[train]
+            labels = labels[train]
         else:
             test_images = _as_images("x_test", x_test)
             test_labels = _as_labels("y_test", y_test)

@@ -100,7 +100,8 @@ def _cells(table: str, dataset: str, tables: tuple[str, ...]) -> list[Claim]:
     for part, metric in zip("ab", PAPER[dataset], strict=True):
         for level, row in paper_table(dataset, metric).iterrows():
             printed = row["AT/CAT"]
-            at, cat = int(row["AT ticks"]), int(row["CAT ticks"])
+            at = int(row["AT ticks"])
+            cat = int(row["CAT ticks"])
             claims.append(
                 Claim(
                     text=f"{table}{part}: {level} % {metric.replace('_', ' ')}",
@@ -222,7 +223,8 @@ def together(words: list[str], what: str) -> Verdict:
     It is contradicted where CAT is shown to be slower in some case, and holds in part where it is
     shown to be faster in some and slower in none.
     """
-    faster_at, slower_at = words.count(HOLDS), words.count(CONTRADICTED)
+    faster_at = words.count(HOLDS)
+    slower_at = words.count(CONTRADICTED)
     where = f"CAT faster at {faster_at}, slower at {slower_at} of {len(words)} {what}"
     if not words:
         return Verdict(NOT_TESTED)
@@ -279,7 +281,8 @@ def seconds_an_iteration(records: pd.DataFrame, piece: Piece, margin: float) -> 
     last = ends(records)
     seconds = last.seconds / last.iteration
     estimate = ratio(*seconds["CAT"].align(seconds["AT"], join="inner"))
-    cheaper, dearer = 100 * (1 - estimate.low), 100 * (estimate.high - 1)
+    cheaper = 100 * (1 - estimate.low)
+    dearer = 100 * (estimate.high - 1)
     span = f"between {cheaper:.0f} % less and {dearer:.0f} % more"
     if estimate.low > 1 - margin and estimate.high < 1 + margin:
         verdict = Verdict(HOLDS, span)
@@ -328,7 +331,8 @@ def old_weights(rows: pd.DataFrame, piece: Piece) -> Answer:
 
 def every_sampling_number(records: pd.DataFrame, piece: Piece) -> Answer:
     """AT / CAT at each sampling number, over the levels that every run there reached."""
-    ratios, verdicts = {}, {}
+    ratios = {}
+    verdicts = {}
     for number, part in records.groupby("sampling_number"):
         ratios[number] = overall(part, levels_of(piece))
         verdicts[number] = faster_overall(ratios[number]).word
@@ -361,7 +365,8 @@ def peak(records: pd.DataFrame, piece: Piece) -> Answer:
 
 def come_together(records: pd.DataFrame, piece: Piece) -> Answer:
     """Is the gap between CAT and AT at the end smaller at the largest sampling number?"""
-    gaps, by_seed = {}, {}
+    gaps = {}
+    by_seed = {}
     for number, part in records.groupby("sampling_number"):
         last = ends(part).robust_accuracy
         gaps[number] = difference(last["CAT"], last["AT"])
@@ -384,7 +389,8 @@ ALPHAS = {
 def best_alpha(records: pd.DataFrame, piece: Piece) -> Answer:
     """Is the paper's alpha better or worse than another at the end?"""
     last = ends(records).robust_accuracy
-    means, sides = {}, {}
+    means = {}
+    sides = {}
     for arm, alpha in ALPHAS.items():
         if arm in last:
             means[alpha] = last[arm].mean()

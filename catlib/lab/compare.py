@@ -503,7 +503,8 @@ def how_much_faster(estimate: Estimate, arm: str = "CAT") -> str:
     """The ends of a ratio's interval, as "CAT at most 6 % faster or 8 % slower"."""
     if estimate.low == estimate.high:
         return "the same on all seeds, to one tick"
-    low, high = 100 * (estimate.low - 1), 100 * (estimate.high - 1)
+    low = 100 * (estimate.low - 1)
+    high = 100 * (estimate.high - 1)
     if low > 0:
         return f"{arm} between {low:.0f} and {high:.0f} % faster{_but_p(estimate)}"
     if high < 0:
@@ -513,7 +514,8 @@ def how_much_faster(estimate: Estimate, arm: str = "CAT") -> str:
 
 def how_much_better(estimate: Estimate, arm: str = "CAT") -> str:
     """The ends of a difference's interval, as "CAT at most 0.3 points better or 2.1 worse"."""
-    low, high = 100 * estimate.low, 100 * estimate.high
+    low = 100 * estimate.low
+    high = 100 * estimate.high
     if low > 0:
         return f"{arm} between {low:.1f} and {high:.1f} points better{_but_p(estimate)}"
     if high < 0:

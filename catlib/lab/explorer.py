@@ -232,7 +232,8 @@ def live_draws(draws: pd.DataFrame, alpha: float = 0.5) -> go.Figure:
     shown = {value: _who_is_drawn(own) for value, own in draws.groupby("alpha")}
     first = shown[alpha]
     figure = go.Figure(layout={"template": "none"})
-    grey, orange = "#808080", to_hex(COLOURS["CAT"])
+    grey = "#808080"
+    orange = to_hex(COLOURS["CAT"])
     bars = {"type": "bar", "x": TENTHS, "y": first.places, "showlegend": False}
     figure.add_trace(bars | {"marker": {"color": orange}, "hoverinfo": "y"})
     dots = {"type": "scatter", "mode": "markers", "x": first.classes, "xaxis": "x2", "yaxis": "y2"}

@@ -196,7 +196,8 @@ def curves(
             value = runs[metric]
             axis.plot(at, value.mean(), color=colours[name], label=str(name))
             if band:
-                low, high = value.min(), value.max()
+                low = value.min()
+                high = value.max()
                 axis.fill_between(at, low, high, color=colours[name], alpha=0.18, linewidth=0)
         axis.set(xlabel=COSTS.get(x, x), title=METRICS.get(metric, metric), ylim=(0, 1))
         if x == "passes":

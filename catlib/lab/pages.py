@@ -282,7 +282,8 @@ def controls(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
     rows = []
     for arm in dict.fromkeys(records.arm):
         mine = last.loc[arm]
-        gap, speed = "", ""
+        gap = ""
+        speed = ""
         if arm != "AT":
             gap = difference(mine.robust_accuracy, last.loc["AT"].robust_accuracy).as_points()
         if arm != "AT" and level is not None:

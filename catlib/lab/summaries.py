@@ -94,7 +94,8 @@ def comparisons(tables: Tables) -> Iterator[Comparison]:
             continue
         table = tables[piece.table]
         for values, records in parts_of(table):
-            number, size = values["sampling_number"], values["train_size"]
+            number = values["sampling_number"]
+            size = values["train_size"]
             for baseline, arm in pairs_of(piece, table):
                 yield Comparison(piece.table, number, size, baseline, arm, piece.levels, records)
 

@@ -80,15 +80,18 @@ class Result:
 def attempt(job: Job) -> Result:
     """Run a job in this process; what it raises becomes its result."""
     started = time.perf_counter()
-    outcome = error = details = ""
+    error = ""
+    details = ""
     try:
         outcome = job.run() or "done"
     except Pause:
         outcome = "paused"
     except Failure as problem:
-        outcome, error = "failed", str(problem)
+        outcome = "failed"
+        error = str(problem)
     except Exception as problem:
-        outcome, error = "failed", f"{type(problem).__name__}: {problem}"
+        outcome = "failed"
+        error = f"{type(problem).__name__}: {problem}"
         details = traceback.format_exc()
     if outcome == "failed" and speaks_of_a_full_disk(error):
         error += f"\n    {full_disk(job.error_file.parent)}"

@@ -46,7 +46,8 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
     import papermill
     from jupyter_client.manager import AsyncKernelManager
 
-    notebook, output = Path(notebook).resolve(), Path(output).resolve()
+    notebook = Path(notebook).resolve()
+    output = Path(output).resolve()
     allowed = parameter_names(notebook) if parameters else []
     for name in parameters or {}:
         if name not in allowed:

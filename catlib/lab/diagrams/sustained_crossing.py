@@ -30,7 +30,8 @@ def sustained_crossing(
     crossing = reach(run, level)
     when = None if crossing is None else crossing.iteration
     figure, axis = plt.subplots(figsize=(9, 3.6))
-    low, high = min(*values, level) - 0.025, max(*values, level) + 0.03
+    low = min(*values, level) - 0.025
+    high = max(*values, level) + 0.03
     axis.set(xlim=(iterations[0] - tick / 2, iterations[-1] + tick / 2), ylim=(low, high))
     axis.axhline(level, color="black", linewidth=1.2, linestyle="--")
     axis.text(iterations[0] - 0.48 * tick, level + 0.002, f"the level, {level:.0%}", va="bottom")

@@ -51,18 +51,15 @@ def time_left(deadline: float) -> float | None:
     return max(0.0, deadline - time.time())
 
 
-@dataclass(frozen=True)
-class StudyTrial(TrialUnit):
-    """What is measured of one trial of a piece.
-
-    Runs of other code were refused, put aside or accepted before anything began.
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What every unit of the study has besides what it has as a unit of a batch.
 
     Attributes:
         label: how people tell it from the others.
         deadline: when it stops, saved; see :func:`stop_at`.
     """
 
-    if_code_changed: str = "reuse"
     label: str = ""
     deadline: float = float("inf")
 
@@ -73,6 +70,16 @@ class StudyTrial(TrialUnit):
     def is_ready(self) -> bool:
         """Whether all is there that it needs of other units."""
         return True
+
+
+@dataclass(frozen=True)
+class StudyTrial(Labelled, TrialUnit):
+    """What is measured of one trial of a piece.
+
+    Runs of other code were refused, put aside or accepted before anything began.
+    """
+
+    if_code_changed: str = "reuse"
 
 
 # ------------------------------------------------------------------ train: the usual piece
@@ -296,25 +303,12 @@ PARTS = {
 
 
 @dataclass(frozen=True)
-class StudyNotebook(NotebookUnit):
+class StudyNotebook(Labelled, NotebookUnit):
     """A notebook of the course at the scale of the study.
 
     Its own runs are what takes long. They go on from their checkpoints, so it may be cut off in any
     cell.
-
-    Attributes:
-        label, deadline: see :class:`StudyTrial`.
     """
-
-    label: str = ""
-    deadline: float = float("inf")
-
-    @property
-    def name(self) -> str:
-        return self.label
-
-    def is_ready(self) -> bool:
-        return True
 
     def run(self) -> None:
         """Execute the notebook.
