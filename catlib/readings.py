@@ -40,6 +40,10 @@ def steps_near_boundary(weights: Tensor, most: int = 2) -> Tensor:
     hopeless. That is ``most`` / 2 steps on average. An example that was never drawn gets so many
     itself, rounded up.
 
+    Args:
+        weights: (B,), w of Eq. 4, of the examples of a batch.
+        most: steps of those nearest to the boundary.
+
     Raises: ValueError: ``most`` is no integer of at least 1.
     """
     check_count("most", most, at_least=1)

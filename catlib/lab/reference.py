@@ -19,20 +19,23 @@ import nbformat
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 import catlib
+from catlib import readings
 
-from . import baselines, compare, explore, judge, panel, runs, similarity
+from . import baselines, compare, explore, judge, losses, panel, runs, similarity
 from .batch import engine, units
 from .paths import ROOT
 
 # the order of docs/house.md; a public name of any other file of catlib comes after these
 METHOD = ("attacks", "gain", "samplers", "data", "models", "training", "evaluation")
-# of the laboratory: what documents tell users to import, and what belongs to it
-LABORATORY: dict[ModuleType, tuple[str, ...]] = {
+# imported from their own file: what documents tell users to import, and what belongs to it
+OWN_FILE: dict[ModuleType, tuple[str, ...]] = {
+    readings: ("near_boundary", "by_rank", "steps_near_boundary"),
     judge: ("judge", "Report", "load_weights", "read_weights"),
     runs: ("Trial", "run", "read_records", "build_training", "records_of", "is_done", "read_run"),
     units: ("values_for", "units_for"),
     engine: ("Processes", "run_jobs"),
     baselines: ("NFGSM", "BatchMean", "FreeTraining"),
+    losses: ("TRADES", "MART", "KLAttack"),
     compare: ("measured", "costs", "speed_table", "overall", "mean_interval", "Estimate"),
     similarity: ("neighbour_similarity", "staleness", "cosine_similarity", "rank_correlation"),
     panel: ("TrainingPanel", "interactive"),
@@ -46,8 +49,8 @@ TITLES = {
     "Raises": "Raises",
 }
 INTRODUCTION = """Every public name, by the file where it stands. Those of the method are names of
-`catlib` itself, as in `catlib.pgd`; those of the laboratory are imported from their file, as in
-`from catlib.lab.judge import judge`. Images are float in [0, 1], (B, C, H, W), and epsilon is in
+`catlib` itself, as in `catlib.pgd`; those of `catlib.readings` and of the laboratory are imported
+from their file, as in `from catlib.lab.judge import judge`. Images are float in [0, 1], (B, C, H, W), and epsilon is in
 those units."""
 SECTION = re.compile(rf"({'|'.join(TITLES)}):(.*)")
 ENTRY = re.compile(r"(\*{0,2}\w+(?:, \w+)*): *(.*)", re.DOTALL)
@@ -74,7 +77,7 @@ def public_names() -> dict[ModuleType, list["Entry"]]:
     for value in sorted(public, key=_place_in_method):
         entry = Entry(value.__name__, value)
         rooms.setdefault(_room_of(value), []).append(entry)
-    for module, names in LABORATORY.items():
+    for module, names in OWN_FILE.items():
         rooms[module] = [Entry(name, getattr(module, name)) for name in names]
     return rooms
 
