@@ -50,8 +50,8 @@ TITLES = {
 }
 INTRODUCTION = """Every public name, by the file where it stands. Those of the method are names of
 `catlib` itself, as in `catlib.pgd`; those of `catlib.readings` and of the laboratory are imported
-from their file, as in `from catlib.lab.judge import judge`. Images are float in [0, 1], (B, C, H, W), and epsilon is in
-those units."""
+from their file, as in `from catlib.lab.judge import judge`. Images are float in [0, 1],
+(B, C, H, W), and epsilon is in those units."""
 SECTION = re.compile(rf"({'|'.join(TITLES)}):(.*)")
 ENTRY = re.compile(r"(\*{0,2}\w+(?:, \w+)*): *(.*)", re.DOTALL)
 ERRORS = re.compile(r"((?:[A-Z]\w+(?:Error|Interrupt)(?:, )?)+): ")
