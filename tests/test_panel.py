@@ -384,7 +384,8 @@ def test_pictures_are_throttled(panel):
     started = time.monotonic()
     live.start()
     live.wait(60)
-    assert 2 <= len(drawn) <= 4 + (time.monotonic() - started) / 0.4
+    # A fast machine may end before a second picture is due: only the last one is certain.
+    assert 1 <= len(drawn) <= 4 + (time.monotonic() - started) / 0.4
 
 
 def test_unknown_controls_are_refused():
