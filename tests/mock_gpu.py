@@ -193,7 +193,7 @@ def run(operation, args, kwargs):
     asked = kwargs.get("device")
     # Torch takes our tensors to be on the CPU, and asks for it in copies and in gradients. The one
     # real copy to the host is MockTensor.cpu.
-    on_gpu = bool(ours) or (asked is not None and torch.device(asked).type == "cuda")
+    on_gpu = bool(ours) or is_gpu(asked)
     refuse_two_devices(operation, args, ours, others)
     if ours or on_gpu:
         note_waits(operation, args, kwargs, ours, on_gpu)
@@ -270,7 +270,7 @@ class MockGenerator(torch.Generator):
 
     def __new__(cls, device="cpu"):
         generator = super().__new__(cls, "cpu")
-        generator.claimed = CUDA if torch.device(device).type == "cuda" else torch.device("cpu")
+        generator.claimed = CUDA if is_gpu(device) else torch.device("cpu")
         return generator
 
     def __init__(self, device="cpu") -> None:
@@ -281,11 +281,13 @@ class MockGenerator(torch.Generator):
         return self.claimed
 
 
-class Generators(TorchFunctionMode):
-    """Refuses a generator of another device than that of the numbers drawn from it."""
+class Functions(TorchFunctionMode):
+    """Copies a list of numbers to the GPU, and refuses a generator of another device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        if function in (torch.tensor, torch.as_tensor) and is_gpu(kwargs.get("device")):
+            return copied_to_gpu(function, args, kwargs)
         result = function(*args, **kwargs)
         generator = kwargs.get("generator")
         if isinstance(generator, torch.Generator) and isinstance(result, Tensor):
@@ -298,13 +300,26 @@ class Generators(TorchFunctionMode):
         return result
 
 
+def is_gpu(device) -> bool:
+    return device is not None and torch.device(device).type == "cuda"
+
+
+def copied_to_gpu(function, args, kwargs):
+    """What ``torch.tensor`` makes of numbers of the host; torch would ask the driver for it."""
+    kwargs = dict(kwargs)
+    device = kwargs.pop("device")
+    has_gradient = kwargs.pop("requires_grad", False)
+    copied = function(*args, **kwargs).to(device)
+    return copied.requires_grad_() if has_gradient else copied
+
+
 # ---- installation
 
 
 @contextmanager
 def gpu():
     """Within it this thread has a GPU, once :func:`install` was called in the process."""
-    with Operations(), Generators():
+    with Operations(), Functions():
         yield
 
 
@@ -381,7 +396,7 @@ def loaded_to_its_device(original):
     def load(file, map_location=None, **kwargs):
         with _disable_current_modes():
             value = original(file, map_location="cpu", **kwargs)
-        if map_location is not None and torch.device(map_location).type == "cuda":
+        if is_gpu(map_location):
             return in_containers(value, mocked)
         return value
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from catlib import PGD, CaseSampler, Training, UniformSampler, build_model, crop_and_flip
+from catlib.lab.runs import Trial, run
 
 ROOT = Path(__file__).parents[1]
 on_the_mock = pytest.mark.skipif(torch.Generator is not mock_gpu.MockGenerator, reason="no mock")
@@ -85,6 +86,51 @@ def test_training_goes_on_from_a_file(digits, tmp_path):
     next(resumed)
     next(training)
     assert torch.equal(resumed.batch.logits, training.batch.logits)
+
+
+@on_the_mock
+@pytest.mark.parametrize("evaluate_every, said_at", [(4, 4), (0, 6)])
+def test_a_divergence_is_said_when_the_device_is_asked(digits, evaluate_every, said_at):
+    """At the next evaluation or at the end, and with the iteration at which a CPU stops."""
+    options = {"precision": "float32", "iterations": 6, "evaluate_every": evaluate_every}
+    here = training_of("CAT", digits, "cpu", **options)
+    there = training_of("CAT", digits, "cuda", **options)
+    for training in (here, there):
+        training.optimizer.param_groups[0]["lr"] = 1e30
+    with pytest.raises(FloatingPointError, match="training diverged") as on_the_cpu:
+        list(here)
+    first = here.iteration + 1
+    assert first < 4 and f"at iteration {first}:" in str(on_the_cpu.value)
+    for _ in range(said_at - 1):
+        assert next(there).loss is None
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=f"at iteration {first}: training diverged"):
+            next(there)
+        assert there.diverged_at() == first
+        assert there.iteration == said_at
+    there.load_state_dict(here.state_dict())  # of before
+    assert there.diverged_at() == 0 and there.iteration == first - 1
+
+
+@on_the_mock
+def test_ctrl_c_keeps_the_checkpoint_from_before_a_divergence(tmp_path):
+    trial = Trial(device="cuda", iterations=20, evaluate_every=20, evaluation_size=10)
+
+    def stop(training, record):
+        raise KeyboardInterrupt
+
+    def spoil_and_stop(training, record):
+        training.optimizer.param_groups[0]["lr"] = 1e30
+        if training.diverged_at():
+            raise KeyboardInterrupt
+
+    checkpoint = tmp_path / trial.id / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(trial, tmp_path, observe=stop)
+    kept = checkpoint.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        run(trial, tmp_path, observe=spoil_and_stop)
+    assert checkpoint.read_bytes() == kept
 
 
 @on_the_mock
