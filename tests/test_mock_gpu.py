@@ -6,6 +6,7 @@ Without the mock, one test runs this file in a process that has it.
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import mock_gpu
@@ -20,19 +21,43 @@ on_the_mock = pytest.mark.skipif(torch.Generator is not mock_gpu.MockGenerator, 
 SAMPLERS = {"AT": UniformSampler, "CAT": CaseSampler}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.Generator is mock_gpu.MockGenerator, reason="it is the mock")
-def test_this_file_on_the_mock():
+without_the_mock = pytest.mark.skipif(
+    torch.Generator is mock_gpu.MockGenerator, reason="it is the mock"
+)
+
+
+def said_on_the_mock(*arguments, **variables):
+    """What pytest says of these tests in a process that has the mock GPU; all have passed."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "mock_gpu", __file__],
-        env=os.environ | {"PYTHONPATH": path},
+        [sys.executable, "-m", "pytest", "-q", "-p", "mock_gpu", *arguments],
+        env=os.environ | {"PYTHONPATH": path} | variables,
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stdout
-    assert "skipped" in run.stdout and " passed" in run.stdout
+    assert " passed" in run.stdout
+    return run.stdout
+
+
+@pytest.mark.slow
+@without_the_mock
+def test_this_file_on_the_mock():
+    assert "skipped" in said_on_the_mock(__file__)
+
+
+@pytest.mark.slow
+@without_the_mock
+def test_the_benchmarks_of_a_gpu_run_from_end_to_end():
+    """In a size that measures nothing."""
+    said = said_on_the_mock(
+        "tests/benchmarks/test_iteration.py", CATLIB_DEVICE="cuda", CATLIB_BENCH="tiny"
+    )
+    cat_over_at_on_a_cpu = 1
+    torchattacks = 0 if find_spec("torchattacks") else 2
+    assert f"{cat_over_at_on_a_cpu + torchattacks} skipped" in said
+    assert "share of the matrix product's FLOP/s" in said and "not written" in said
 
 
 def training_of(method, data, device, **options):
