@@ -28,7 +28,6 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,
     return_and_correct_aliasing,
 )
-from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
@@ -64,13 +63,21 @@ READS = {
 }
 
 
+@functools.cache
+def file_of_ours(name: str) -> Path | None:
+    """The path of a file of catlib or of its tests, from the clone's root; None of any other."""
+    path = Path(name)
+    is_ours = path.is_relative_to(ROOT) and ".venv" not in path.parts and path != Path(__file__)
+    return path.relative_to(ROOT) if is_ours else None
+
+
 def note(what: str) -> None:
     """Count something for which the host waits, at the place in catlib that asked for it."""
     place = "elsewhere"
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path != Path(__file__) and path.is_relative_to(ROOT) and ".venv" not in path.parts:
-            place = f"{path.relative_to(ROOT)}:{frame.lineno}"
+    for frame, line in traceback.walk_stack(None):
+        path = file_of_ours(frame.f_code.co_filename)
+        if path is not None:
+            place = f"{path}:{line}"
             break
     WAITS[what, place] += 1
 
@@ -172,14 +179,32 @@ class ToHost(torch.autograd.Function):
         return MockTensor(slope)
 
 
-def plain_of(value):
-    return value.plain if isinstance(value, MockTensor) else value
+def plain_of(tensor):
+    return tensor.plain if isinstance(tensor, MockTensor) else tensor
 
 
-def mocked(value):
-    if isinstance(value, Tensor) and not isinstance(value, MockTensor):
-        return MockTensor(value)
+def mocked(tensor):
+    return tensor if isinstance(tensor, MockTensor) else MockTensor(tensor)
+
+
+def in_containers(value, change):
+    """The value with its tensors changed, in whatever dicts, lists and tuples they lie.
+
+    Torch's pytree does the same and more, and would take half of the time of a test.
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return type(value)((key, in_containers(one, change)) for key, one in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(in_containers(one, change) for one in value)
     return value
+
+
+def tensors_in(value) -> list[Tensor]:
+    found: list[Tensor] = []
+    in_containers(value, found.append)
+    return found
 
 
 # ---- operations
@@ -187,27 +212,26 @@ def mocked(value):
 
 def run(operation, args, kwargs):
     """An operation on plain tensors; its result is on the mock device if a GPU would have it."""
-    leaves = tree_leaves((args, kwargs))
-    ours = [value for value in leaves if isinstance(value, MockTensor)]
-    others = [v for v in leaves if isinstance(v, Tensor) and not isinstance(v, MockTensor)]
+    tensors = tensors_in((args, kwargs))
+    ours = [tensor for tensor in tensors if isinstance(tensor, MockTensor)]
+    others = [tensor for tensor in tensors if not isinstance(tensor, MockTensor)]
     asked = kwargs.get("device")
     # Torch takes our tensors to be on the CPU, and asks for it in copies and in gradients. The one
     # real copy to the host is MockTensor.cpu.
     on_gpu = bool(ours) or is_gpu(asked)
-    refuse_two_devices(operation, args, ours, others)
-    if ours or on_gpu:
-        note_waits(operation, args, kwargs, ours, on_gpu)
-
-    plain_args = tree_map(plain_of, args)
-    plain_kwargs = tree_map(plain_of, kwargs)
-    if asked is not None:
-        plain_kwargs["device"] = torch.device("cpu")
+    plain_kwargs = in_containers(kwargs, plain_of)
     if plain_kwargs.get("pin_memory"):
         plain_kwargs["pin_memory"] = False
-    result = operation(*plain_args, **plain_kwargs)
-    if not on_gpu or operation is aten._local_scalar_dense.default:
+    if not on_gpu:
+        return operation(*args, **plain_kwargs)
+    refuse_two_devices(operation, args, ours, others)
+    note_waits(operation, args, kwargs, ours)
+    if asked is not None:
+        plain_kwargs["device"] = torch.device("cpu")
+    result = operation(*in_containers(args, plain_of), **plain_kwargs)
+    if operation is aten._local_scalar_dense.default:
         return result
-    result = tree_map(mocked, result)
+    result = in_containers(result, mocked)
     if ours and operation.namespace == "aten":
         return return_and_correct_aliasing(operation, args, kwargs, result)
     return result
@@ -233,14 +257,13 @@ def refuse_two_devices(operation, args, ours, others) -> None:
     )
 
 
-def note_waits(operation, args, kwargs, ours, on_gpu) -> None:
-    """Count what makes the host wait in this operation."""
+def note_waits(operation, args, kwargs, ours) -> None:
+    """Count what makes the host wait in this operation, whose result is on the GPU."""
     if operation in READS and ours:
         note(READS[operation])
-    elif operation is aten._to_copy.default and bool(ours) != on_gpu:
-        there = "to the device" if on_gpu else "to the host"
+    elif operation is aten._to_copy.default and not ours:
         aside = ", without waiting" if kwargs.get("non_blocking") else ""
-        note(f"copy {there}{aside}")
+        note(f"copy to the device{aside}")
     elif operation is aten.copy_.default and len(ours) == 1:
         note("copy between the devices")
     elif operation in SELECTIONS | ASSIGNMENTS and isinstance(args[0], MockTensor):
@@ -369,17 +392,6 @@ def enabled_on_the_cpu(original):
 
 def not_compiled(function=None, **_):
     return function if function is not None else (lambda given: given)
-
-
-def in_containers(value, change):
-    """The value with its tensors changed, in whatever dicts, lists and tuples they lie."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return type(value)((key, in_containers(one, change)) for key, one in value.items())
-    if type(value) in (list, tuple):
-        return type(value)(in_containers(one, change) for one in value)
-    return value
 
 
 def saved_from_the_host(original):
