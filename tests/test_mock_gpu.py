@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from catlib import PGD, CaseSampler, Training, UniformSampler, build_model, crop_and_flip
-from catlib.lab.runs import Trial, run
+from catlib.lab.runs import Trial, build_training, records_of, run
 
 ROOT = Path(__file__).parents[1]
 on_the_mock = pytest.mark.skipif(torch.Generator is not mock_gpu.MockGenerator, reason="no mock")
@@ -97,6 +97,47 @@ def test_training_has_the_numbers_of_the_cpu(digits, method):
         assert mocked.loss == pytest.approx(record.loss, rel=1e-4)
         assert mocked.robust_accuracy == record.robust_accuracy
     assert {p.device for p in there.model.parameters()} == {torch.device("cuda", 0)}
+
+
+WAYS = {
+    "TRADES": {"loss": "trades", "crafting": "kl"},
+    "MART": {"loss": "mart", "method": "AT"},
+    "a memory": {"memory_bits": 8, "augment": True, "steps": 1},
+    "a budget": {"budget": "boundary"},
+    "N-FGSM": {"crafting": "n-fgsm"},
+    "free": {"crafting": "free", "augment": True},
+    "batch mean": {"crafting": "batch mean", "evaluation_rule": "batch mean"},
+    "l2": {"norm": "l2", "epsilon": 1.0},
+    "restarts": {"rule": "gradient", "restarts": 2},
+    "batch norm": {"model": "resnet18", "width": 4, "batch_norm": "train", "recalibrate": 64},
+    "schedules": {"optimizer": "adam", "schedule": "cyclic", "epsilon_warm_up": 3, "warm_up": 2},
+    "unbalanced": {"class_balanced": False, "temperature": 2.0},
+    "boundary": {"weighting": "boundary"},
+    "rank": {"weighting": "rank"},
+}
+# each example its own number of steps: how many there are, and which ones
+WAITS_OF = {"a budget": {"reads a number", "counts what is not zero"}}
+
+
+@on_the_mock
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_to_train_has_the_numbers_of_the_cpu(name):
+    small = {"iterations": 3, "evaluate_every": 3, "evaluation_size": 20, "evaluation_steps": 2}
+    small |= {"sampling_number": 32, "train_size": 200, "precision": "float32"}
+    ends = []
+    for device in ("cpu", "cuda"):
+        trial = Trial(device=device, **small | {"steps": 2} | WAYS[name])
+        training = build_training(trial)
+        records = records_of(trial, training)
+        next(records)
+        mock_gpu.WAITS.clear()
+        next(records)
+        waits = {what for what, _ in mock_gpu.WAITS}
+        ends.append(next(records))
+    assert waits <= {"copy to the device, without waiting"} | WAITS_OF.get(name, set())
+    here, there = ends
+    assert there.loss == pytest.approx(here.loss, rel=1e-4)
+    assert (there.passes, there.robust_accuracy) == (here.passes, here.robust_accuracy)
 
 
 @on_the_mock
