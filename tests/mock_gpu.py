@@ -452,6 +452,9 @@ def pytest_collection_modifyitems(items) -> None:
         for name, reason in ARTEFACTS.items():
             if item.nodeid.startswith(name):
                 item.add_marker(pytest.mark.skip(reason=f"the mock GPU: {reason}"))
+        for marker in item.iter_markers("no_device"):
+            [reason] = marker.args
+            item.add_marker(pytest.mark.skip(reason=f"no device changes it: {reason}"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -24,6 +24,8 @@ from catlib.lab.paths import ROOT
 from catlib.lab.runs import Trial, run
 from catlib.lab.sources import CATLIB
 
+pytestmark = pytest.mark.no_device("it works in processes that see no mock")
+
 # bit for bit the same is what a CPU promises, whatever else a machine has
 SETTINGS = {"iterations": 30, "evaluate_every": 2, "evaluation_size": 20, "device": "cpu"}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
