@@ -10,8 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import mock_gpu
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 
 from catlib import PGD, CaseSampler, Training, UniformSampler, build_model, crop_and_flip
 from catlib.lab.runs import Trial, build_training, records_of, run
@@ -58,6 +60,16 @@ def test_the_benchmarks_of_a_gpu_run_from_end_to_end():
     torchattacks = 0 if find_spec("torchattacks") else 2
     assert f"{cat_over_at_on_a_cpu + torchattacks} skipped" in said
     assert "share of the matrix product's FLOP/s" in said and "not written" in said
+
+
+def test_a_kernel_that_begins_with_the_mock_has_it():
+    """Else the notebooks of `make test DEVICE=mock` would pass on the CPU, and nobody knew."""
+    code = "import torch; print(torch.ones(2, device='cuda').device, torch.cuda.is_available())"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    startup = {"PYTHONPATH": str(ROOT / "tests")}
+    startup["PYTHONSTARTUP"] = str(ROOT / "tests" / "mock_kernel.py")
+    NotebookClient(book, kernel_name="python3").execute(env=os.environ | startup)
+    assert [output.text for output in book.cells[0].outputs] == ["cuda:0 True\n"]
 
 
 def training_of(method, data, device, **options):
