@@ -18,6 +18,7 @@ import threading
 import traceback
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from torch.utils._python_dispatch import (
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
+PROPERTIES = SimpleNamespace(name="mock GPU", total_memory=2**34, major=8, minor=0)
 ROOT = Path(__file__).parents[1]
 
 # What made the host wait, or copied to or from it: (what, "file:line" in catlib or the tests).
@@ -358,6 +360,7 @@ def install() -> None:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "get_device_name": lambda *_: "mock GPU",
+        "get_device_properties": lambda *_: PROPERTIES,
         "synchronize": lambda *_: note("synchronises"),
         # draws without a generator are from the CPU's global state
         "manual_seed": lambda _: None,
