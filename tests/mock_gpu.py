@@ -1,6 +1,6 @@
 """A GPU for machines that have none: real arithmetic on the CPU, behind tensors on "cuda:0".
 
-    make test DEVICE=mock                                  # the whole suite on it
+    make test DEVICE=mock                                  # the whole suite on it, and notebooks
     PYTHONPATH=tests python -m pytest -p mock_gpu tests    # the library's tests alone
 
 A tensor that is moved to "cuda" becomes a :class:`MockTensor`. What a GPU would refuse raises an
@@ -10,6 +10,7 @@ tensor of the GPU. What would make the host wait for a GPU is counted in :data:`
 It cannot see what only a GPU has: its memory, its time, CUDA graphs and cuDNN. ``torch.compile``
 returns its function as it is. Processes that a test starts see no GPU. What else differs from a
 real GPU, and fails a test for that reason alone, is listed with the reason in :data:`ARTEFACTS`.
+Tests that no device can change are left out; their marker ``no_device`` says why.
 """
 
 import collections
