@@ -13,6 +13,8 @@ from catlib.lab import claims, compare, pages, summaries
 from catlib.lab.paper import PAPER, paper_table
 from catlib.lab.paths import NOTEBOOKS, README, RESULTS
 
+pytestmark = pytest.mark.no_device("it computes with tables")
+
 TABLES = summaries.load_tables(RESULTS)
 measured = pytest.mark.skipif(
     not TABLES, reason="no table of the study is there: make study PROFILE=cpu"

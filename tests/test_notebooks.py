@@ -18,6 +18,8 @@ from catlib.lab import exercises, paths
 from catlib.lab.__main__ import main
 from catlib.lab.batch import parameters
 
+pytestmark = pytest.mark.no_device("it reads the notebooks, which nbval runs")
+
 LESSONS = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted(paths.SOLUTIONS.glob("*.ipynb"))
 SECTIONS = ["Map", "Check yourself", "Recap", "Exercises", "References"]
