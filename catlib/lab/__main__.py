@@ -98,6 +98,8 @@ def command_line() -> argparse.ArgumentParser:
 
     add_judge_options(add(commands, "judge", judge_model, "say how robust a model is"))
 
+    add(commands, "trained", train_models, "train the two MNIST models of the course anew")
+
     exercises = add(commands, "exercises", update_exercises, "copy exercises into the lessons")
     exercises.add_argument(
         "--check", action="store_true", help="change nothing; only name the lessons out of step"
@@ -615,6 +617,24 @@ def write_pages(options: argparse.Namespace) -> int:
     from .paths import RESULTS
 
     pages.write_pages(options.results or RESULTS)
+    return 0
+
+
+def train_models(options: argparse.Namespace) -> int:
+    """Train the two MNIST models that the lessons look at, one by AT and one by CAT.
+
+    example:
+      catlib trained
+
+    what comes out, in catlib/lab/trained: the weights of both, and models.toml with how robust
+    they are. It takes some minutes, and needs MNIST; see data/README.md.
+    """
+    from . import trained
+
+    trained.train_models()
+    for name, facts in trained.described().items():
+        robust = facts["robust_accuracy"]
+        print(f"{name}: accuracy {facts['accuracy']:.1%}, under PGD-20 {robust:.1%}")
     return 0
 
 
