@@ -25,12 +25,13 @@ LIST = "models.toml"
 SETTINGS: dict[str, Any] = {
     "dataset": "mnist",
     "epsilon": 0.3,
-    "epsilon_warm_up": 300,
+    "epsilon_warm_up": 720,
     "steps": 5,
     "optimizer": "adam",
     "learning_rate": 2e-3,
     "schedule": "cyclic",
-    "iterations": 600,
+    "iterations": 2400,
+    "sampling_number": 64,
     "evaluate_every": 0,
     "device": "cpu",
 }
