@@ -155,6 +155,7 @@ class Guard:
     def _check(self) -> float:
         """Robust accuracy under PGD-10 of images of the last batch, and what follows from it."""
         training = self.training
+        training.refuse_divergence()  # such a state is none to go back to
         batch = training.batch
         assert batch is not None
         start = time.perf_counter()
