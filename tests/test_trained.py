@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from catlib import PGD, accuracy, load_data, robust_accuracy
-from catlib.data import find_data
+from catlib.data import data_root
 from catlib.lab import trained
 from catlib.lab.runs import Trial
 
-needs_mnist = pytest.mark.skipif(find_data("mnist") is None, reason="MNIST is not found")
+MNIST = data_root() / "mnist.npz"
+needs_mnist = pytest.mark.skipif(not MNIST.exists(), reason="MNIST is not found")
+    not (data_root() / "mnist.npz").exists(), reason="MNIST is not found"
+)
 NAMES = list(trained.TRIALS)
 
 

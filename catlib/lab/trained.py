@@ -9,6 +9,7 @@ robust it is. ``catlib trained`` trains them anew.
 import hashlib
 import io
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ JUDGE_STEPS = 20
 def described(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     """What is known of each model, by its name.
 
-    That is the ``sha256`` of its file, the ``revision`` of the code that trained it, ``passes`` of
-    training, and, on all test images, ``accuracy`` and ``robust_accuracy`` under PGD-20.
+    That is the ``sha256`` of its file, the ``revision`` of the code and the version of ``torch``
+    that trained it, ``passes`` of training, and, on all test images, ``accuracy`` and
+    ``robust_accuracy`` under PGD-20.
     """
     return tomllib.loads((folder / LIST).read_text(encoding="utf-8"))
 
@@ -95,7 +97,7 @@ def train_models(folder: Path = FOLDER) -> None:
         content, facts = _train(trial)
         write_whole(folder / f"{name}.pt", content)
         lines = [f"[{name}]", f'sha256 = "{hashlib.sha256(content).hexdigest()}"']
-        lines += [f'revision = "{revision()}"']
+        lines += [f'revision = "{revision()}"', f'torch = "{version("torch")}"']
         lines += [f"{key} = {value}" for key, value in facts.items()]
         parts.append("\n".join(lines) + "\n")
     write_whole(folder / LIST, "\n".join(parts).encode())
