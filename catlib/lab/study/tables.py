@@ -22,6 +22,7 @@ DIGITS = {
     "batch_accuracy": 4,
     "drawn_accuracy": 4,
     "met_again": 4,
+    "checked": 4,
 }
 
 
@@ -156,6 +157,8 @@ def training_lines(trials: list[Trial]) -> dict[str, str]:
     dataset = of("dataset")
     if of("train_size") != "None":
         dataset += f", first {of('train_size')} training images"
+    if of("validation_size") != "0":
+        dataset += f", of which {of('validation_size')} are held out"
     step_size = of("step_size").replace("None", "2.5 epsilon / steps")
     return {
         "dataset": dataset,
@@ -199,8 +202,8 @@ def evaluation_lines(trials: list[Trial]) -> dict[str, str]:
 
     lines = {
         "evaluation": (
-            f"{_subset_of(trials, 'evaluation_size')} test images, PGD-{of('evaluation_steps')}, "
-            f"one random start, rule {of('evaluation_rule')}; "
+            f"{_subset_of(trials, 'evaluation_size')} {_images_of(trials)}, "
+            f"PGD-{of('evaluation_steps')}, one random start, rule {of('evaluation_rule')}; "
             f"tick: {_tick_of(trials)}; "
             f"batch_accuracy is on the training batch, before its update"
             f"{_recalibration_of(trials)}"
@@ -232,6 +235,15 @@ def _subset_of(trials: list[Trial], name: str) -> str:
         else:
             words.append(f"{count} spread over all")
     return in_one_line(words)
+
+
+def _images_of(trials: list[Trial]) -> str:
+    """On what images the evaluations on the way are."""
+    kinds = []
+    for trial in trials:
+        held = f"of {trial.validation_size} held-out training images"
+        kinds.append(held if trial.validation_size else "test images")
+    return in_one_line(kinds)
 
 
 def _tick_of(trials: list[Trial]) -> str:

@@ -24,6 +24,8 @@ from ..runs import (
     Trial,
     build_training,
     is_done,
+    is_undone,
+    judged_images,
     only_one_process,
     provenance,
     read_run,
@@ -161,7 +163,7 @@ class TrainUnit(StudyTrial):
     def _observe(self, training: Training, record: Record) -> None:
         if record.robust_accuracy is None:  # only iterations that are evaluated are saved
             return
-        if self.keep_best:
+        if self.keep_best and not is_undone(record, training):
             best = self.folder / "best.pt"
             save_if_best(training, record.iteration, record.robust_accuracy, best)
         stop_at(self.deadline)
@@ -430,7 +432,7 @@ def final_measurements(
 ) -> Iterator[tuple[str, Measurement]]:
     """What is measured of a final model; at the scale "tiny" on a few images, by one attack."""
     tiny = options["tiny"]
-    images, labels = training.test_images(32 if tiny else options.get("images"))
+    images, labels = judged_images(trial, training, 32 if tiny else options.get("images"))
     attack = trial.judge(restarts=2 if tiny else options.get("restarts", 10))
     if not isinstance(attack, PGD):
         raise ValueError(f"a final model is judged by PGD, not by {type(attack).__name__}.")
