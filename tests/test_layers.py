@@ -26,7 +26,7 @@ FLOORS = [
 LAB_FLOORS = [
     {"__init__", "course", "paths", "markdown", "paper", "sources"},
     {"runs", "baselines", "losses"},
-    {"batch", "compare", "explorer", "figures", "judge", "similarity", "site"},
+    {"batch", "compare", "explorer", "figures", "frontier", "judge", "similarity", "site"},
     {"diagrams"},
     {"study", "gpu", "background", "panel", "explore", "exercises", "editions", "environment"},
     {"summaries", "claims"},

@@ -276,6 +276,11 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, help="folder of the runs and their checkpoints")
     parser.add_argument("--results", type=Path, help="folder of the tables")
     parser.add_argument("--list", action="store_true", help="show the pieces and what is done")
+    parser.add_argument(
+        "--choose",
+        action="store_true",
+        help="only write which settings won the searches, for the pieces that take them",
+    )
 
 
 # ------------------------------------------------------------------ the commands
@@ -498,11 +503,15 @@ def run_study(options: argparse.Namespace) -> int:
 
     what comes out: one table data/results/PROFILE_PIECE.csv for each piece, and the runs behind
     it in runs/study/PROFILE. The profile smoke and the scale tiny write their tables beside their
-    runs. `catlib pages` then writes what the tables say about each claim.
+    runs. `catlib pages` then writes what the tables say about each claim. A piece of kind "search"
+    tries settings; `catlib study --choose` writes those that won into catlib/lab/study/chosen.toml.
     """
     from .study import study
     from .study.work import progress
 
+    if options.choose:
+        choose_settings(options.results)
+        return 0
     if options.list:
         for piece, done, count in progress(options.profile, options.scale, options.runs):
             print(f"{piece.name:<26}{done:>4}/{count:<4} {piece.about}")
@@ -530,6 +539,18 @@ def run_study(options: argparse.Namespace) -> int:
         return 0
     print(f"The time is up. The same command goes on: catlib {shlex.join(options.given)}")
     return PAUSED
+
+
+def choose_settings(results: Path | None) -> None:
+    """Write chosen.toml from the tables of the searches, and say what was left out."""
+    from .paths import RESULTS
+    from .study.choices import choose
+    from .study.plan import CHOSEN
+
+    left_out = choose(results or RESULTS)
+    print(f"Written: {CHOSEN}")
+    for sentence in left_out:
+        print(f"Left out: {sentence}")
 
 
 def print_commands() -> None:

@@ -24,12 +24,12 @@ from ..runs import (
     Trial,
     build_training,
     is_done,
-    is_undone,
     judged_images,
     only_one_process,
     provenance,
     read_run,
     run,
+    save_if_best,
     write_json,
 )
 from ..similarity import neighbour_similarity, staleness
@@ -163,24 +163,9 @@ class TrainUnit(StudyTrial):
     def _observe(self, training: Training, record: Record) -> None:
         if record.robust_accuracy is None:  # only iterations that are evaluated are saved
             return
-        if self.keep_best and not is_undone(record, training):
-            best = self.folder / "best.pt"
-            save_if_best(training, record.iteration, record.robust_accuracy, best)
+        if self.keep_best:
+            save_if_best(training, record, self.folder / "best.pt")
         stop_at(self.deadline)
-
-
-def save_if_best(training: Training, iteration: int, robust_accuracy: float, path: Path) -> None:
-    """Save the weights if their robust accuracy is the best so far."""
-    best = -1.0
-    if path.exists():
-        best = torch.load(path, weights_only=True)["robust_accuracy"]
-    if robust_accuracy > best:
-        state = {
-            "model": training.model.state_dict(),
-            "robust_accuracy": robust_accuracy,
-            "iteration": iteration,
-        }
-        write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
 def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
