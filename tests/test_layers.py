@@ -29,7 +29,7 @@ LAB_FLOORS = [
     {"batch", "compare", "explorer", "figures", "frontier", "judge", "similarity", "site"},
     {"diagrams"},
     {"study", "gpu", "background", "panel", "explore", "exercises", "editions", "environment"},
-    {"summaries", "claims"},
+    {"summaries", "claims", "train"},
     {"advice"},
     {"pages", "race", "reference"},
     {"__main__"},

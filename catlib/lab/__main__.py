@@ -96,6 +96,7 @@ def command_line() -> argparse.ArgumentParser:
     pages = add(commands, "pages", write_pages, "write the pages of claims from the study's tables")
     pages.add_argument("--results", type=Path, help="folder of the tables (default: data/results)")
 
+    add_train_options(add(commands, "train", train_model, "train a robust model, and judge it"))
     add_judge_options(add(commands, "judge", judge_model, "say how robust a model is"))
 
     exercises = add(commands, "exercises", update_exercises, "copy exercises into the lessons")
@@ -123,6 +124,43 @@ def explanation(function: Callable) -> str:
     """The docstring of a function without the indentation of its lines."""
     first, *rest = (function.__doc__ or "").strip().splitlines()
     return "\n".join([first, *(line.removeprefix("    ") for line in rest)])
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="name of a data set, or a path to your own")
+    parser.add_argument("--model", required=True, help="cnn, resnet18 or module:function")
+    parser.add_argument("--epsilon", required=True, help="radius of the attack, such as 8/255")
+    parser.add_argument(
+        "--passes", help="how much to train: images through the network, such as 2e6; or --minutes"
+    )
+    parser.add_argument("--minutes", type=float, help="how long to train on this machine")
+    parser.add_argument("--out", help="folder for all of it (default: runs/train/NAME)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu or cuda (default: a GPU if there is one)"
+    )
+    parser.add_argument("--images", type=int, help="judge by so many test images (default: all)")
+    parser.add_argument(
+        "--autoattack", type=int, default=1000, help="images for AutoAttack (default: 1000)"
+    )
+    add_if_code_changed(parser)
+
+
+def train_model(options: argparse.Namespace) -> int:
+    """Train a robust model with a recipe for its images, keep the best weights, and judge them.
+
+    examples:
+      catlib train --data digits --model cnn --epsilon 0.1 --passes 2e5
+      catlib train --data photos --model my_models:small --epsilon 8/255 --minutes 10 --out photos-1
+
+    what comes out, in OUT: model.pt, the weights that were most robust on held-out training images;
+    report.txt and report.json, the judge's report on the test images; train.json, what was asked
+    for and the settings that followed; and the run. The same command goes on where it was stopped,
+    or says that it is done. docs/train.md says what is known of the recipes.
+    """
+    from .train import train_command
+
+    return train_command(options)
 
 
 def add_judge_options(parser: argparse.ArgumentParser) -> None:

@@ -647,7 +647,8 @@ def run(
         root: the folder of all runs; this one's is ``root/<trial.id>``.
         progress: show a tqdm bar.
         observe: called as ``observe(training, record)`` after every iteration. What it stores
-            itself is not part of the checkpoint.
+            itself is not part of the checkpoint; a run that was killed shows it the records since
+            the last checkpoint once more.
         if_code_changed: what to do with a run, finished or not, that other code of catlib (or of
             the user's model) began: "refuse" raises a ValueError that names the files, "repeat"
             puts its folder aside and runs the trial anew, "reuse" takes it as it is.
@@ -738,13 +739,14 @@ def _train(
                         history.add(record, training)
                         history.write_records(folder)
                     history.keep_if_good(record)
-                if record.accuracy is not None and history.checkpoint_is_due():
-                    history.save_checkpoint(folder, trial, training)
                 if observe is not None:
                     observing = True
                     with interrupts.allowed():
                         observe(training, record)
                     observing = False
+                # after the observer: a run that is killed here shows it this record once more
+                if record.accuracy is not None and history.checkpoint_is_due():
+                    history.save_checkpoint(folder, trial, training)
                 interrupts.poll()
         except BaseException as error:
             # after another error, as of a step of the optimizer, the training may be half done
@@ -768,16 +770,17 @@ def save_if_best(training: Training, record: Record, path: Path) -> None:
     """
     if record.robust_accuracy is None or is_undone(record, training):
         return
-    best = -1.0
-    if path.exists():
-        best = torch.load(path, weights_only=True)["robust_accuracy"]
-    if record.robust_accuracy > best:
-        state = {
-            "model": training.model.state_dict(),
-            "robust_accuracy": record.robust_accuracy,
-            "iteration": record.iteration,
-        }
-        write_whole(path, lambda temporary: torch.save(state, temporary))
+    with deferred_interrupts():  # the checkpoint that Ctrl-C writes says that this record was seen
+        best = -1.0
+        if path.exists():
+            best = torch.load(path, weights_only=True)["robust_accuracy"]
+        if record.robust_accuracy > best:
+            state = {
+                "model": training.model.state_dict(),
+                "robust_accuracy": record.robust_accuracy,
+                "iteration": record.iteration,
+            }
+            write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
 def _is_usable(folder: Path, trial: Trial, if_code_changed: str) -> bool:
