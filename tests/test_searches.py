@@ -166,6 +166,13 @@ def test_finals_judge_the_seeds_and_budgets_that_they_name(tmp_path, study):  # 
     assert not list((tmp_path / "runs").glob("*/checkpoint.pt"))
 
 
+def test_at_the_tiny_scale_every_arm_is_judged(tmp_path):
+    for name in ("mnist_finals_0.3", "cifar10_finals"):
+        finals = next(one for one in plan.pieces_of("cpu", "tiny") if one.name == name)
+        judged = work.final_units(finals, tmp_path, float("inf"))
+        assert len(judged) == len(work.long_piece(finals).options["arms"])
+
+
 # what won
 
 

@@ -173,7 +173,8 @@ def measured_speed(trial: Trial, seconds: float) -> float:
     """Passes a second of a trial's training on this machine, by a training that is thrown away."""
     endless = replace(trial, iterations=10**6, evaluate_every=0, guard=False)
     training = build_training(endless)
-    began = passes = 0.0
+    began = time.perf_counter()
+    passes = 0
     for record in records_of(endless, training):
         if record.iteration == WARM_UP:
             _finish_work(training)

@@ -68,10 +68,11 @@ def choices_text(results: Path) -> tuple[str, list[str]]:
 
 
 def _part(piece: Piece, table: pd.DataFrame) -> str:
-    about = dict(
-        line.partition(": ")[::2] for line in table.attrs["about"].splitlines() if ": " in line
-    )
-    lines = [f"# from {piece.table}.csv, made by the code {about.get('code', 'unknown')}"]
+    code = "unknown"
+    for line in table.attrs["about"].splitlines():
+        if line.startswith("code: "):
+            code = line.removeprefix("code: ")
+    lines = [f"# from {piece.table}.csv, made by the code {code}"]
     lines.append(f'[{piece.profile}."{piece.name}"]')
     for arm, settings in choices_of(piece, table).items():
         inside = ", ".join(f"{name} = {value!r}" for name, value in settings.items())

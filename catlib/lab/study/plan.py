@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def make_piece(profile: str, chosen: dict, entry: dict, scale: str) -> Piece:
     if scale == "tiny":
         tiny = chosen.get("tiny", {}) | entry.get("tiny", {})
     options = {key: value for key, value in entry.items() if key not in SETTINGS | UNITS}
+    if tiny:
+        options.pop("of_budgets", None)  # a tiny trial has none of the budgets
     choices = choices_for(profile, entry)
     return Piece(
         profile=profile,
@@ -132,16 +135,14 @@ def make_trials(
         seeds = min(seeds, 1)
         budgets = budgets[:1]
     trials = []
-    for seed in range(seeds):
-        for combination in combinations(grid):
-            for budget in budgets:
-                for arm in entry.get("arms", ()) if tiny else arms_at(entry, budget):
-                    own = settings | configuration()["arms"][arm] | (choices or {}).get(arm, {})
-                    own |= drawn_settings(entry.get("ranges", {}), seed, own)
-                    own |= combination | {"seed": seed}
-                    if budget is not None:
-                        own["passes"] = budget
-                    trials.append((arm, make_trial(own, tiny)))
+    for seed, combination, budget in product(range(seeds), list(combinations(grid)), budgets):
+        for arm in entry.get("arms", ()) if tiny else arms_at(entry, budget):
+            own = settings | configuration()["arms"][arm] | (choices or {}).get(arm, {})
+            own |= drawn_settings(entry.get("ranges", {}), seed, own)
+            own |= combination | {"seed": seed}
+            if budget is not None:
+                own["passes"] = budget
+            trials.append((arm, make_trial(own, tiny)))
     return trials
 
 

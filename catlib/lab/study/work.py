@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -397,8 +398,15 @@ def train_units(piece: Piece, runs: Path, deadline: float) -> list[TrainUnit]:
 
 
 def write_training(planned: Planned, runs: Path, results: Path) -> None:
-    write = {"search": write_search, "frontier": write_frontier}
-    write.get(planned.piece.kind, write_table)(planned.piece, runs, results)
+    write_table(planned.piece, runs, results)
+
+
+def write_searched(planned: Planned, runs: Path, results: Path) -> None:
+    write_search(planned.piece, runs, results)
+
+
+def write_by_budget(planned: Planned, runs: Path, results: Path) -> None:
+    write_frontier(planned.piece, runs, results)
 
 
 def parts_units(piece: Piece, runs: Path, deadline: float) -> list[PartsUnit]:
@@ -519,10 +527,10 @@ def write_finals(planned: Planned, runs: Path, results: Path) -> None:
 def final_row(long: Piece, one: Finished, unit: FinalUnit) -> dict:
     found = unit.found()
     records = pd.read_csv(one.folder / "records.csv").set_index("iteration")
-    row = {
-        "arm": one.arm,
-        "seed": one.trial.seed,
-        **({"budget": budget_of(long, one.trial)} if long.kind == "frontier" else {}),
+    row: dict[str, Any] = {"arm": one.arm, "seed": one.trial.seed}
+    if long.kind == "frontier":
+        row["budget"] = budget_of(long, one.trial)
+    row |= {
         "model": unit.model,
         "iteration": found["iteration"],
         "coverage": round(records.coverage[found["iteration"]], 4),
@@ -533,8 +541,8 @@ def final_row(long: Piece, one: Finished, unit: FinalUnit) -> dict:
 
 KINDS = {
     "train": Kind(train_units, write_training),
-    "search": Kind(train_units, write_training),
-    "frontier": Kind(train_units, write_training),
+    "search": Kind(train_units, write_searched),
+    "frontier": Kind(train_units, write_by_budget),
     "similarity": Kind(parts_units, write_parts),
     "draws": Kind(parts_units, write_parts),
     "notebook": Kind(notebook_units, write_notebook),
