@@ -202,8 +202,9 @@ class PGD:
                     adversarial.chunk(count), losses.chunk(count), strict=True
                 ):
                     larger = loss > worst_loss
-                    worst[larger] = candidate[larger]
-                    worst_loss[larger] = loss[larger]
+                    # no masks as indices: a GPU would have to count what they select
+                    worst = torch.where(larger.view(-1, 1, 1, 1), candidate, worst)
+                    worst_loss = torch.where(larger, loss, worst_loss)
             return worst
 
     def _maximise(

@@ -221,7 +221,9 @@ class Guard:
         """Go on where ``state`` was taken. The training gets the attack that it had then.
 
         Raises: ValueError: the state of another guard, or a damaged one; nothing was changed.
+            FloatingPointError: the training has diverged; load its own state first.
         """
+        self.training.refuse_divergence()  # load the training's own state first
         self._check_state(state)
         state = copy.deepcopy(state)
         with deferred_interrupts():
@@ -305,6 +307,7 @@ class Guard:
     def _check(self) -> float:
         """Robust accuracy under PGD-10 of images of the last batch, and what follows from it."""
         training = self.training
+        training.refuse_divergence()  # such a state is none to go back to
         sample = self._last_sample()
         assert sample is not None
         crafted = sample.crafted

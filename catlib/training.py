@@ -50,7 +50,7 @@ class Record:
     """One iteration. Counts and times are totals since the start of training, without evaluations.
 
     On a GPU, where no iteration waits for the host, loss and coverage are None unless the model
-    was evaluated.
+    was evaluated or training ends with this iteration.
     """
 
     iteration: int
@@ -154,8 +154,10 @@ class Training(Iterator[Record]):
         ValueError, TypeError: a bad argument.
         RuntimeError: in an iteration: another rank failed, with its message. The model is as before
             the iteration.
-        FloatingPointError: on a CPU, in an iteration: a loss, gradient or information gain that is
-            not finite. (A GPU would have to wait for such a check.)
+        FloatingPointError: in an iteration: a loss, gradient or information gain that is not
+            finite. A CPU refuses it before the update. A GPU, which would have to be waited for,
+            is asked at the next evaluation and after the last iteration; the message names the
+            iteration, the model was trained on, and every further call raises the same error.
     """
 
     def __init__(
@@ -290,6 +292,8 @@ class Training(Iterator[Record]):
         self.seconds = 0.0
         self.seen = torch.zeros(len(data.y_train), dtype=torch.bool, device=self.device)
         self.batch: Batch | None = None
+        # on a GPU: the first iteration with a number that is not finite; 0 is none
+        self._diverged = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def __next__(self) -> Record:
         """The Record of the next iteration of Protocol 1, evaluated if it is due."""
@@ -303,6 +307,8 @@ class Training(Iterator[Record]):
                 self._iterate()
         record = self._pending
         assert record is not None, "an iteration leaves its record pending"
+        if self._is_known(record.iteration):
+            self.refuse_divergence()
         if self._is_evaluated(record.iteration):
             # by every rank on all images: the numbers are those of one process
             with self.ranks.agreed():
@@ -327,7 +333,6 @@ class Training(Iterator[Record]):
         half way, parameters may have changed.
         """
         start = time.perf_counter()
-        on_host = self.device.type == "cpu"
         self._spent = 0
         self._buffers.take()
         counter = self._network.register_forward_pre_hook(self._count)
@@ -352,7 +357,7 @@ class Training(Iterator[Record]):
                     adversarial = self._craft(images, labels, recall, steps)
                 whole_batch = self.ranks.gather(adversarial, len(labels))
                 # line 5 (and Eq. 3, from the same logits)
-                loss, logits, gain = self._update(images, adversarial, labels, on_host)
+                loss, logits, gain = self._update(images, adversarial, labels)
         except BaseException as error:
             self._buffers.put_back()
             if isinstance(error, StopIteration):  # it would look like the end of training
@@ -380,11 +385,9 @@ class Training(Iterator[Record]):
 
     def _record(self, start: float, loss: Tensor) -> Record:
         """The record of the iteration that began at this time, by time.perf_counter()."""
-        evaluated = self._is_evaluated(self.iteration)
-        if evaluated and self._cuda:
+        known = self._is_known(self.iteration)
+        if known and self._cuda:
             torch.cuda.synchronize(self.device)
-        # to ask a GPU in every iteration would slow it down
-        known = evaluated or self.device.type == "cpu"
         self.seconds += time.perf_counter() - start
         return Record(
             iteration=self.iteration,
@@ -489,7 +492,7 @@ class Training(Iterator[Record]):
         return check_adversarial(adversarial, images, finite=False)
 
     def _update(
-        self, images: Tensor, adversarial: Tensor, labels: Tensor, on_host: bool
+        self, images: Tensor, adversarial: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Train on the batch; its loss, logits and information gain, all from before the update.
 
@@ -512,14 +515,12 @@ class Training(Iterator[Record]):
         kept = self.ranks.gather(own_logits, n)
         gain = information_gain(kept, labels)
         batch_loss = self.ranks.mean(loss.detach())
-        if on_host:
-            self._refuse("loss", batch_loss)
-            self._refuse("information gain", gain)
+        self._refuse("loss", batch_loss)
+        self._refuse("information gain", gain)
         with self.ranks.in_step():
             loss.backward()
             self.ranks.share_buffers(self.model)
-        if on_host:
-            self._refuse("norm of the gradient", self._gradient_norms())
+        self._refuse("norm of the gradient", self._gradient_norms())
         with self.ranks.in_step():
             self.optimizer.step()
         return batch_loss, kept, gain
@@ -532,18 +533,44 @@ class Training(Iterator[Record]):
                 if parameter.grad is not None and not parameter.grad.is_sparse:
                     gradients.append(parameter.grad)
         if not gradients:
-            return torch.zeros(1)
+            return torch.zeros(1, device=self.device)
         return torch.stack(torch._foreach_norm(gradients))
 
     def _refuse(self, name: str, values: Tensor) -> None:
-        """Raise FloatingPointError if one of the values is not finite."""
+        """Raise FloatingPointError if one of the values is not finite.
+
+        On a GPU, which is not waited for, this is only noted for :meth:`refuse_divergence`.
+        """
         finite = values.isfinite()
+        if self.device.type != "cpu":
+            is_first = ~finite.all() & (self._diverged == 0)
+            self._diverged.masked_fill_(is_first, self.iteration + 1)
+            return
         if finite.all():
             return
         worst = values[~finite][0].item()
         raise FloatingPointError(
             f"the {name} is {worst} at iteration {self.iteration + 1}: training diverged; "
             "lower the learning rate. The model is as it was before this iteration."
+        )
+
+    def diverged_at(self) -> int:
+        """The first iteration whose loss, information gain or gradient was not finite; 0: none.
+
+        On a CPU it is always 0, as such an iteration is refused. A GPU has to be waited for.
+        """
+        return int(self._diverged)
+
+    def refuse_divergence(self) -> None:
+        """Raise FloatingPointError if training on a GPU has diverged, and nobody has said so."""
+        iteration = self.diverged_at()
+        if not iteration:
+            return
+        raise FloatingPointError(
+            f"the loss, an information gain or a gradient is not finite at iteration {iteration}: "
+            "training diverged; lower the learning rate. A GPU is asked at evaluations and at the "
+            f"end only, so the model was trained to iteration {self.iteration} and is spoilt; go "
+            "back to an earlier state, or begin anew."
         )
 
     def _count(self, _: nn.Module, images: tuple[Tensor]) -> None:
@@ -558,10 +585,17 @@ class Training(Iterator[Record]):
             return True
         return iteration % self.evaluate_every == 0 or iteration == self.iterations
 
+    def _is_known(self, iteration: int) -> bool:
+        """Whether the host asks for numbers of this iteration, for which a GPU is waited for."""
+        if self.device.type == "cpu":
+            return True
+        return self._is_evaluated(iteration) or iteration == self.iterations
+
     def evaluate(self) -> tuple[float, float]:
         """Accuracy and robust accuracy on the fixed subset of the test images."""
         if self.evaluation_attack is None:
             raise ValueError(NO_JUDGE)
+        self.refuse_divergence()
         model = self.judged_model()
         images, labels = self.test_images(self.evaluation_size)
         clean_share = accuracy(model, images, labels)
@@ -670,6 +704,7 @@ class Training(Iterator[Record]):
         self.passes = state["passes"]
         self.seconds = state["seconds"]
         self.seen = state["seen"].to(self.device, copy=True)
+        self._diverged.zero_()
         self._drawn = state["drawn"]
         self._pending = None if state["pending"] is None else Record(**state["pending"])
 

@@ -1,6 +1,6 @@
 """A GPU for machines that have none: real arithmetic on the CPU, behind tensors on "cuda:0".
 
-    make test DEVICE=mock                                  # the whole suite on it
+    make test DEVICE=mock                                  # the whole suite on it, and notebooks
     PYTHONPATH=tests python -m pytest -p mock_gpu tests    # the library's tests alone
 
 A tensor that is moved to "cuda" becomes a :class:`MockTensor`. What a GPU would refuse raises an
@@ -10,6 +10,7 @@ tensor of the GPU. What would make the host wait for a GPU is counted in :data:`
 It cannot see what only a GPU has: its memory, its time, CUDA graphs and cuDNN. ``torch.compile``
 returns its function as it is. Processes that a test starts see no GPU. What else differs from a
 real GPU, and fails a test for that reason alone, is listed with the reason in :data:`ARTEFACTS`.
+Tests that no device can change are left out; their marker ``no_device`` says why.
 """
 
 import collections
@@ -18,6 +19,7 @@ import threading
 import traceback
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,10 +30,10 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,
     return_and_correct_aliasing,
 )
-from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
+PROPERTIES = SimpleNamespace(name="mock GPU", total_memory=2**34, major=8, minor=0)
 ROOT = Path(__file__).parents[1]
 
 # What made the host wait, or copied to or from it: (what, "file:line" in catlib or the tests).
@@ -64,13 +66,21 @@ READS = {
 }
 
 
+@functools.cache
+def file_of_ours(name: str) -> Path | None:
+    """The path of a file of catlib or of its tests, from the clone's root; None of any other."""
+    path = Path(name)
+    is_ours = path.is_relative_to(ROOT) and ".venv" not in path.parts and path != Path(__file__)
+    return path.relative_to(ROOT) if is_ours else None
+
+
 def note(what: str) -> None:
     """Count something for which the host waits, at the place in catlib that asked for it."""
     place = "elsewhere"
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path != Path(__file__) and path.is_relative_to(ROOT) and ".venv" not in path.parts:
-            place = f"{path.relative_to(ROOT)}:{frame.lineno}"
+    for frame, line in traceback.walk_stack(None):
+        path = file_of_ours(frame.f_code.co_filename)
+        if path is not None:
+            place = f"{path}:{line}"
             break
     WAITS[what, place] += 1
 
@@ -172,14 +182,32 @@ class ToHost(torch.autograd.Function):
         return MockTensor(slope)
 
 
-def plain_of(value):
-    return value.plain if isinstance(value, MockTensor) else value
+def plain_of(tensor):
+    return tensor.plain if isinstance(tensor, MockTensor) else tensor
 
 
-def mocked(value):
-    if isinstance(value, Tensor) and not isinstance(value, MockTensor):
-        return MockTensor(value)
+def mocked(tensor):
+    return tensor if isinstance(tensor, MockTensor) else MockTensor(tensor)
+
+
+def in_containers(value, change):
+    """The value with its tensors changed, in whatever dicts, lists and tuples they lie.
+
+    Torch's pytree does the same and more, and would take half of the time of a test.
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return type(value)((key, in_containers(one, change)) for key, one in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(in_containers(one, change) for one in value)
     return value
+
+
+def tensors_in(value) -> list[Tensor]:
+    found: list[Tensor] = []
+    in_containers(value, found.append)
+    return found
 
 
 # ---- operations
@@ -187,27 +215,26 @@ def mocked(value):
 
 def run(operation, args, kwargs):
     """An operation on plain tensors; its result is on the mock device if a GPU would have it."""
-    leaves = tree_leaves((args, kwargs))
-    ours = [value for value in leaves if isinstance(value, MockTensor)]
-    others = [v for v in leaves if isinstance(v, Tensor) and not isinstance(v, MockTensor)]
+    tensors = tensors_in((args, kwargs))
+    ours = [tensor for tensor in tensors if isinstance(tensor, MockTensor)]
+    others = [tensor for tensor in tensors if not isinstance(tensor, MockTensor)]
     asked = kwargs.get("device")
     # Torch takes our tensors to be on the CPU, and asks for it in copies and in gradients. The one
     # real copy to the host is MockTensor.cpu.
-    on_gpu = bool(ours) or (asked is not None and torch.device(asked).type == "cuda")
-    refuse_two_devices(operation, args, ours, others)
-    if ours or on_gpu:
-        note_waits(operation, args, kwargs, ours, on_gpu)
-
-    plain_args = tree_map(plain_of, args)
-    plain_kwargs = tree_map(plain_of, kwargs)
-    if asked is not None:
-        plain_kwargs["device"] = torch.device("cpu")
+    on_gpu = bool(ours) or is_gpu(asked)
+    plain_kwargs = in_containers(kwargs, plain_of)
     if plain_kwargs.get("pin_memory"):
         plain_kwargs["pin_memory"] = False
-    result = operation(*plain_args, **plain_kwargs)
-    if not on_gpu or operation is aten._local_scalar_dense.default:
+    if not on_gpu:
+        return operation(*args, **plain_kwargs)
+    refuse_two_devices(operation, args, ours, others)
+    note_waits(operation, args, kwargs, ours)
+    if asked is not None:
+        plain_kwargs["device"] = torch.device("cpu")
+    result = operation(*in_containers(args, plain_of), **plain_kwargs)
+    if operation is aten._local_scalar_dense.default:
         return result
-    result = tree_map(mocked, result)
+    result = in_containers(result, mocked)
     if ours and operation.namespace == "aten":
         return return_and_correct_aliasing(operation, args, kwargs, result)
     return result
@@ -233,14 +260,13 @@ def refuse_two_devices(operation, args, ours, others) -> None:
     )
 
 
-def note_waits(operation, args, kwargs, ours, on_gpu) -> None:
-    """Count what makes the host wait in this operation."""
+def note_waits(operation, args, kwargs, ours) -> None:
+    """Count what makes the host wait in this operation, whose result is on the GPU."""
     if operation in READS and ours:
         note(READS[operation])
-    elif operation is aten._to_copy.default and bool(ours) != on_gpu:
-        there = "to the device" if on_gpu else "to the host"
+    elif operation is aten._to_copy.default and not ours:
         aside = ", without waiting" if kwargs.get("non_blocking") else ""
-        note(f"copy {there}{aside}")
+        note(f"copy to the device{aside}")
     elif operation is aten.copy_.default and len(ours) == 1:
         note("copy between the devices")
     elif operation in SELECTIONS | ASSIGNMENTS and isinstance(args[0], MockTensor):
@@ -270,7 +296,7 @@ class MockGenerator(torch.Generator):
 
     def __new__(cls, device="cpu"):
         generator = super().__new__(cls, "cpu")
-        generator.claimed = CUDA if torch.device(device).type == "cuda" else torch.device("cpu")
+        generator.claimed = CUDA if is_gpu(device) else torch.device("cpu")
         return generator
 
     def __init__(self, device="cpu") -> None:
@@ -281,11 +307,13 @@ class MockGenerator(torch.Generator):
         return self.claimed
 
 
-class Generators(TorchFunctionMode):
-    """Refuses a generator of another device than that of the numbers drawn from it."""
+class Functions(TorchFunctionMode):
+    """Copies a list of numbers to the GPU, and refuses a generator of another device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        if function in (torch.tensor, torch.as_tensor) and is_gpu(kwargs.get("device")):
+            return copied_to_gpu(function, args, kwargs)
         result = function(*args, **kwargs)
         generator = kwargs.get("generator")
         if isinstance(generator, torch.Generator) and isinstance(result, Tensor):
@@ -298,13 +326,26 @@ class Generators(TorchFunctionMode):
         return result
 
 
+def is_gpu(device) -> bool:
+    return device is not None and torch.device(device).type == "cuda"
+
+
+def copied_to_gpu(function, args, kwargs):
+    """What ``torch.tensor`` makes of numbers of the host; torch would ask the driver for it."""
+    kwargs = dict(kwargs)
+    device = kwargs.pop("device")
+    has_gradient = kwargs.pop("requires_grad", False)
+    copied = function(*args, **kwargs).to(device)
+    return copied.requires_grad_() if has_gradient else copied
+
+
 # ---- installation
 
 
 @contextmanager
 def gpu():
     """Within it this thread has a GPU, once :func:`install` was called in the process."""
-    with Operations(), Generators():
+    with Operations(), Functions():
         yield
 
 
@@ -320,6 +361,7 @@ def install() -> None:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "get_device_name": lambda *_: "mock GPU",
+        "get_device_properties": lambda *_: PROPERTIES,
         "synchronize": lambda *_: note("synchronises"),
         # draws without a generator are from the CPU's global state
         "manual_seed": lambda _: None,
@@ -356,17 +398,6 @@ def not_compiled(function=None, **_):
     return function if function is not None else (lambda given: given)
 
 
-def in_containers(value, change):
-    """The value with its tensors changed, in whatever dicts, lists and tuples they lie."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return type(value)((key, in_containers(one, change)) for key, one in value.items())
-    if type(value) in (list, tuple):
-        return type(value)(in_containers(one, change) for one in value)
-    return value
-
-
 def saved_from_the_host(original):
     @functools.wraps(original)
     def save(value, *args, **kwargs):
@@ -381,7 +412,7 @@ def loaded_to_its_device(original):
     def load(file, map_location=None, **kwargs):
         with _disable_current_modes():
             value = original(file, map_location="cpu", **kwargs)
-        if map_location is not None and torch.device(map_location).type == "cuda":
+        if is_gpu(map_location):
             return in_containers(value, mocked)
         return value
 
@@ -425,6 +456,9 @@ def pytest_collection_modifyitems(items) -> None:
         for name, reason in ARTEFACTS.items():
             if item.nodeid.startswith(name):
                 item.add_marker(pytest.mark.skip(reason=f"the mock GPU: {reason}"))
+        for marker in item.iter_markers("no_device"):
+            [reason] = marker.args
+            item.add_marker(pytest.mark.skip(reason=f"no device changes it: {reason}"))
 
 
 @pytest.hookimpl(wrapper=True)

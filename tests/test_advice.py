@@ -8,6 +8,8 @@ from catlib.lab import advice
 from catlib.lab.compare import measured
 from catlib.lab.summaries import piece_of
 
+pytestmark = pytest.mark.no_device("it computes with tables")
+
 PIECE = piece_of("cpu_mnist_cheap")
 SEEDS = 8
 

@@ -18,6 +18,8 @@ import pytest
 from catlib.lab import runs
 from catlib.lab.study import plan, work
 
+pytestmark = pytest.mark.no_device("it works in processes that see no mock")
+
 ROOT = Path(__file__).parents[1]
 SUFFICIENT = ("torch", "torchvision", "numpy", "pandas", "numba", "scikit-learn")
 

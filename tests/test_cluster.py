@@ -24,10 +24,16 @@ from catlib.lab.paths import ROOT
 from catlib.lab.runs import Trial, run
 from catlib.lab.sources import CATLIB
 
-SETTINGS = {"iterations": 30, "evaluate_every": 2, "evaluation_size": 20}
-ARGUMENTS = [part for name, value in SETTINGS.items() for part in ("-p", f"{name}={value}")]
+pytestmark = pytest.mark.no_device("it works in processes that see no mock")
+
+# bit for bit the same is what a CPU promises, whatever else a machine has
+SETTINGS = {"iterations": 30, "evaluate_every": 2, "evaluation_size": 20, "device": "cpu"}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SECONDS = 600  # how long anything may take on a machine that is busy
+
+
+def arguments(settings: dict) -> list[str]:
+    return [part for name, value in settings.items() for part in ("-p", f"{name}={value}")]
 
 
 def test_without_the_package_one_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -117,7 +123,7 @@ def test_a_sweep_on_a_cluster_that_loses_workers_is_that_of_one_machine(tmp_path
     rng = random.Random(trials)
     out = tmp_path / "out"
     log = tmp_path / "batch.log"
-    grid = ["trial", "-p", "alpha=0,0.5", "-p", f"seed=0:{trials // 2}", *ARGUMENTS]
+    grid = ["trial", "-p", "alpha=0,0.5", "-p", f"seed=0:{trials // 2}", *arguments(SETTINGS)]
     command = ["catlib.lab", "batch", *grid, "--out", str(out), "--scheduler", address]
     with process(*command, log=log) as batch:
         wait_for(lambda: len(list(out.glob("*/checkpoint.pt"))) >= 2, log)
@@ -152,14 +158,15 @@ def test_a_batch_on_a_cluster_ends_cleanly_and_frees_the_workers(tmp_path, clust
     """First at the limit of a run, then by Ctrl-C."""
     address, _ = cluster
     out = tmp_path / "out"
-    long = ["trial", "-p", "iterations=100000", "-p", "evaluate_every=5", *ARGUMENTS[-2:]]
-    command = ["catlib.lab", "batch", *long, "--out", str(out), "--scheduler", address]
+    long = SETTINGS | {"iterations": 100000, "evaluate_every": 5}
+    batch_of = ["catlib.lab", "batch", "trial", *arguments(long)]
+    command = [*batch_of, "--out", str(out), "--scheduler", address]
     log = tmp_path / "limit.log"
     with process(*command, "--limit", "3", log=log) as batch:
         assert batch.wait(timeout=SECONDS) == 1, log.read_text()
     assert "its limit of 3 s" in log.read_text() and "Traceback" not in log.read_text()
     log = tmp_path / "stopped.log"
-    trial = Trial(iterations=100000, evaluate_every=5, evaluation_size=20)
+    trial = Trial(**long)
     checkpoint = out / trial.id / "checkpoint.pt"
     shutil.rmtree(out)
     with process(*command, log=log) as batch:

@@ -9,6 +9,8 @@ import pytest
 
 from catlib.lab import compare, pages, paper
 
+pytestmark = pytest.mark.no_device("it computes with tables")
+
 
 def records(*runs, every=10):
     """Records of runs (arm, seed, robust accuracies at every, 2 every, ... iterations).

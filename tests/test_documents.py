@@ -12,6 +12,8 @@ import torch
 import catlib
 from catlib.lab import __main__ as command_line
 
+pytestmark = pytest.mark.no_device("it reads pages, and trains in processes that see no mock")
+
 ROOT = Path(catlib.__file__).resolve().parents[1]
 DOCUMENTS = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
 DOCUMENTS += ["CONTRIBUTING.md", "data/README.md", "data/results/README.md"]

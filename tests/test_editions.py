@@ -9,6 +9,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from catlib.lab import editions, paths
 from catlib.lab.batch import course_notebooks
 
+pytestmark = pytest.mark.no_device("it writes notebooks")
+
 LESSONS = course_notebooks()
 FIELDS = {"grade", "grade_id", "locked", "schema_version", "solution", "task"}
 

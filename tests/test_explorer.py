@@ -15,6 +15,8 @@ from catlib.lab.figures import COLOURS
 from catlib.lab.paths import NOTEBOOKS
 from catlib.lab.race import settings_for
 
+pytestmark = pytest.mark.no_device("it draws what tables say")
+
 ALPHAS = (0.0, 0.5, 0.9)
 NUMBERS = (16, 32)
 

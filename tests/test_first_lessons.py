@@ -42,6 +42,10 @@ TERMS = {
     "class-balance",
     "coverage",
     "catastrophic-overfitting",
+    "threat-model",
+    "restart",
+    "control",
+    "natural-accuracy",
 }
 
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

@@ -1,6 +1,7 @@
 """`catlib gpu`: its checks find what is wrong, and its logic holds, tried on a CPU."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,28 @@ def test_everything_is_measured_and_said(report):
     speed = found.speed
     assert speed.step == found.measured["step"]
     assert speed.compilation == cost.H200.compilation, "not measured on a CPU"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_examined_from_end_to_end(monkeypatch, capsys, tmp_path):
+    """In small, and one process after the other in place of two at once."""
+
+    def in_this_process(processes, size):
+        return [gpu._iterations_a_second(size, time.time(), 0.1) for _ in range(processes)]
+
+    path = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "ON_GPU", SMALLEST)
+    monkeypatch.setattr(gpu, "REPORT", path)
+    monkeypatch.setattr(gpu, "_iterations_of", in_this_process)
+    assert __main__.main(["gpu"]) == 0
+    said = capsys.readouterr().out
+    assert "WRONG" not in said and "left out" not in said
+    assert "The study's profile paper on this GPU" in said
+    saved = json.loads(path.read_text())
+    assert saved["passed"]
+    assert {"compilation", "compiled_step", "two at once"} <= set(saved["measured"])
+    speed = gpu.known_speed(torch.device("cuda"), path)
+    assert speed.compiled_step == saved["measured"]["compiled_step"]
 
 
 def test_what_is_not_measured_in_time_is_left_out_and_named(monkeypatch):

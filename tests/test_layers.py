@@ -14,6 +14,8 @@ import pytest
 
 import catlib
 
+pytestmark = pytest.mark.no_device("it reads imports")
+
 PACKAGE = Path(catlib.__file__).parent
 LAB = PACKAGE / "lab"
 # The lowest first. A name is a module or a folder of modules; one that stands in no row fails.

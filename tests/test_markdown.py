@@ -5,6 +5,8 @@ import pytest
 
 from catlib.lab.markdown import between, table
 
+pytestmark = pytest.mark.no_device("it writes tables")
+
 
 def test_a_table_keeps_its_cells_as_they_are():
     rows = pd.DataFrame({"": ["a|b", "c"], "ratio": ["1.50", "—"]})

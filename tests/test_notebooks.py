@@ -18,6 +18,8 @@ from catlib.lab import exercises, paths
 from catlib.lab.__main__ import main
 from catlib.lab.batch import parameters
 
+pytestmark = pytest.mark.no_device("it reads the notebooks, which nbval runs")
+
 LESSONS = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted(paths.SOLUTIONS.glob("*.ipynb"))
 SECTIONS = ["Map", "Check yourself", "Recap", "Exercises", "References"]
@@ -313,10 +315,12 @@ def test_the_tries_of_two_checks_are_counted_apart(hinted):
     assert "add b" in hinted(4)
 
 
-@pytest.mark.parametrize("answer", ["?", " ? ", (1, "?")])
+@pytest.mark.parametrize("answer", ["?", " ? ", (1, "?"), [1, "?"]])
 def test_a_question_mark_is_told_the_answer_and_is_no_try(hinted, answer):
     assert hinted(answer) == "The answer: because\n"
     assert hinted(answer, on=(1,)) == "The answer: because\n", "it is not called"
+    assert hinted(double, on=(answer,)) == "The answer: because\n", "the check calls the answer"
+    assert hinted(lambda x: answer, on=(1,)) == "The answer: because\n", "the function's blank"
     assert "look at b" in hinted(4)
 
 

@@ -15,6 +15,8 @@ from catlib.lab.batch.notebooks import course_notebooks, parameters_of
 from catlib.lab.batch.parameters import check_parameters
 from catlib.lab.paths import ROOT
 
+pytestmark = pytest.mark.no_device("its notebooks are those that nbval runs")
+
 DECLARED = (
     "from typing import Optional\n\n"
     "alpha: float = 0.5  # memory\n"

@@ -17,6 +17,8 @@ from catlib.lab.losses import TRADES
 from catlib.lab.runs import Trial, run
 from catlib.ranks import Ranks
 
+pytestmark = pytest.mark.no_device("it works in processes that see no mock")
+
 PATIENCE = 300  # seconds that a rank may take for an answer: its start takes long on a busy machine
 
 

@@ -15,6 +15,8 @@ from catlib.lab import __main__ as command_line
 from catlib.lab import reference, site
 from catlib.lab.paths import DOCS, README
 
+pytestmark = pytest.mark.no_device("it reads docstrings")
+
 ROOMS = reference.public_names()
 ENTRIES = [entry for entries in ROOMS.values() for entry in entries]
 DESCRIBED = [each for entry in ENTRIES for each in (entry, *entry.members())]

@@ -11,6 +11,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from catlib.lab import __main__ as command_line
 from catlib.lab import batch, course, paths, site
 
+pytestmark = pytest.mark.no_device("it writes pages")
+
 PNG = "iVBORw0KGgo="
 EQUATION = "A sum $w_0 < 1$.\n\n$$\\max_\\delta \\ell(x + \\delta)$$"
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pandas as pd
@@ -19,7 +20,15 @@ from catlib.lab import site
 from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
 from catlib.lab.batch import units as batch_units
 from catlib.lab.batch.engine import Failure, Pause
-from catlib.lab.runs import Trial, build_training, is_done, movement, records_of, run
+from catlib.lab.runs import (
+    Trial,
+    build_training,
+    is_done,
+    movement,
+    only_one_process,
+    records_of,
+    run,
+)
 from catlib.lab.study import cost, plan, tables, units, work
 
 TIMES = ["seconds"]
@@ -288,7 +297,7 @@ def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
     assert all(is_done(path.parent) for path in (tmp_path / "killed").glob("*/run.json"))
 
 
-def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path, study):
+def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path, study, device):
     one = replace(
         piece("tables"),
         trials=(
@@ -297,7 +306,7 @@ def test_a_run_that_diverges_is_a_finding_and_not_repeated(tmp_path, study):
                 Trial(
                     method="AT",
                     learning_rate=1e30,
-                    device="cpu",  # on a GPU it would have to wait for the check
+                    device=device,
                     iterations=6,
                     evaluate_every=1,
                     evaluation_size=10,
@@ -419,6 +428,34 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(
     stamp = kept.stat().st_mtime_ns
     assert study(long, finals)
     assert kept.stat().st_mtime_ns == stamp
+
+
+def test_two_processes_measure_a_final_model_once(tmp_path, monkeypatch, study):
+    long, finals = long_and_finals()
+    assert study(long, finals, names=["long"])
+    [(_, trial)] = long.trials
+    measured = []
+
+    def slow_measurement(*_):
+        yield "accuracy", lambda: (measured.append(1), time.sleep(0.3), 0.5)[-1]
+
+    monkeypatch.setattr(units, "final_measurements", slow_measurement)
+    best, last = (
+        units.FinalUnit(trial, tmp_path / "runs", model=model, options=finals.options)
+        for model in ("best", "last")
+    )
+    # two locks in one process are as strange to each other as those of two processes
+    with ThreadPoolExecutor(2) as pool, pytest.warns(UserWarning, match="works on this run"):
+        for done in [pool.submit(best.run), pool.submit(best.run)]:
+            done.result()
+    assert best.is_done() and len(measured) == 1
+    hurried = replace(last, deadline=time.time())
+    with only_one_process(last.place, wait=0), pytest.raises(Pause):
+        hurried.run()
+    assert not last.record.exists()
+    with only_one_process(best.place, wait=0):
+        last.run()
+    assert last.is_done()
 
 
 def judged_at_its_end(**settings):

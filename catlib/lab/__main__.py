@@ -641,10 +641,13 @@ def examine_gpu(options: argparse.Namespace) -> int:
       catlib gpu
       catlib gpu --device cpu    the same in small, to try it where there is no GPU
 
-    what comes out, in less than five minutes: what the machine is; the differences from the CPU in
-    attack, gain, draw, training and resume; the times of an iteration, eager and compiled, a draw,
-    an evaluation, a checkpoint; and how long each command of the study's profile paper takes.
-    runs/gpu.json has the same. The exit status is 1 if a number is wrong, and 2 without a GPU.
+    what comes out: what the machine is; the differences from the CPU in attack, gain, draw,
+    training and resume; the times of an iteration, eager and compiled, a draw, an evaluation, a
+    checkpoint; and how long each command of the study's profile paper takes. runs/gpu.json has the
+    same. The exit status is 1 if a number is wrong, and 2 without a GPU.
+
+    After four minutes no further measurement begins, and those that are left out are named. How
+    long the last one takes after that is not known: this has not been run on a GPU yet.
     """
     import torch
 

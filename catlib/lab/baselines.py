@@ -128,9 +128,9 @@ class FreeTraining(Training):
         return (images + self._noise).clamp_(0, 1)
 
     def _update(
-        self, images: Tensor, adversarial: Tensor, labels: Tensor, on_host: bool
+        self, images: Tensor, adversarial: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        result = super()._update(images, adversarial.requires_grad_(), labels, on_host)
+        result = super()._update(images, adversarial.requires_grad_(), labels)
         epsilon = self.attack.epsilon
         assert self._noise is not None and adversarial.grad is not None  # made by _craft, backward
         self._noise = (self._noise + epsilon * adversarial.grad.sign()).clamp_(-epsilon, epsilon)

@@ -29,9 +29,9 @@ def check(
 
     The first wrong try shows the hint, the second the stronger hint, the third why the right answer
     is right. A hint that is not given is skipped, so that a check without hints tells the answer at
-    the first wrong try. The answer "?" asks for it at once. After a right answer the tries begin
-    anew. What the answer raises is printed too; only with STRICT does anything but a right answer
-    raise.
+    the first wrong try. The answer "?", or a function that returns it, asks for it at once. After a
+    right answer the tries begin anew. What the answer raises is printed too; only with STRICT does
+    anything but a right answer raise.
 
     Args:
         answer: what the student gave; None, ... and a tuple of nothing else count as blank, which
@@ -43,17 +43,18 @@ def check(
         hint: where to look, without the answer.
         stronger: the step that leads there, still without the answer.
         on: where the answer is a function: the arguments to call it with. What it returns is then
-            judged.
+            judged. One of them may be the student's answer, so a "?" among them asks as well.
 
     Raises: AssertionError: STRICT, and the answer is not right.
     """
-    asked = _asks(answer)
+    asked = _asks(answer) or _asks(on)
     blank = _blank(answer)
     good = False
     error = ""
     try:
         if on is not None and not blank and not asked:
             answer = answer(*on)
+            asked = _asks(answer)
             blank = _blank(answer)
         if not blank and not asked:
             good = bool(right(answer) if callable(right) else _same(answer, right))
@@ -90,7 +91,7 @@ def _help(why: str, hint: str, stronger: str, error: str) -> str:
 
 def _asks(answer) -> bool:
     """Whether the answer, or a part of it, is a question mark: the student asks to be told."""
-    if isinstance(answer, tuple):
+    if isinstance(answer, (tuple, list)):
         return any(_asks(part) for part in answer)
     return isinstance(answer, str) and answer.strip() == "?"
 

@@ -40,7 +40,7 @@ from .study.cost import H200, Command, Speed, commands_of, finals_of
 from .study.plan import pieces_of
 
 REPORT = ROOT / "runs" / "gpu.json"
-SECONDS = 240.0  # what is measured after so long is left out: five minutes are the most
+SECONDS = 240.0  # after so long no further measurement begins
 NO_GPU = (
     "There is no GPU here that torch can use (torch.cuda.is_available() is False). "
     "`catlib gpu --device cpu` tries the same checks and measurements on this CPU, in small."

@@ -42,6 +42,7 @@ PAPER = {
 PRINTED_TO = {"mnist": 0.1, "cifar10": 0.01}  # the last digit of those times
 EVALUATED_EVERY = {"mnist": 1, "cifar10": 10}  # iterations from one evaluation to the next (3.2)
 TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000}
+NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # as the paper writes them
 
 
 def paper_table(dataset: str, metric: str = "robust_accuracy") -> pd.DataFrame:

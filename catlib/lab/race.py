@@ -17,7 +17,7 @@ from catlib import load_data
 from . import compare, figures
 from .claims import at_the_end, levels_of
 from .compare import COSTS, METRICS
-from .paper import PAPER
+from .paper import NAMES, PAPER
 from .runs import Trial
 from .study import Piece, pieces_of
 
@@ -218,7 +218,7 @@ def study_races() -> dict[str, Piece]:
 def setting_of(piece: Piece) -> str:
     """Dataset, model and attack of a piece in a few words, as "MNIST, cnn, growing ε = 0.1"."""
     trial = piece.trials[0][1]
-    dataset = {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(trial.dataset, trial.dataset)
+    dataset = NAMES.get(trial.dataset, trial.dataset)
     epsilon = f"{trial.epsilon:g}"
     if trial.epsilon < 0.1:
         epsilon = f"{255 * trial.epsilon:g}/255"

@@ -750,7 +750,9 @@ def _train(
                 interrupts.poll()
         except BaseException as error:
             # after another error, as of a step of the optimizer, the training may be half done
-            if observing or isinstance(error, KeyboardInterrupt):
+            stopped = observing or isinstance(error, KeyboardInterrupt)
+            # nobody goes on from a training that diverged: the last good checkpoint stays
+            if stopped and not training.diverged_at():
                 history.save_checkpoint(folder, trial, training)
             raise
 

@@ -24,12 +24,6 @@ def robust(model, adversarial, labels):
         return (model(adversarial).argmax(1) == labels).double().mean().item()
 
 
-@pytest.fixture
-def only_cpu(device):
-    if device != "cpu":
-        pytest.skip("these bars are for a CPU")
-
-
 def affine(model):
     """A copy whose batch norms, in eval mode, are one multiplication and one addition."""
 
@@ -71,7 +65,7 @@ def in_parts(attack, model, x, y, size):
     )
 
 
-def test_cnn(benchmark, note, mnist, robust_cnn, only_cpu):
+def test_cnn(benchmark, note, only_cpu, mnist, robust_cnn):
     x, y = mnist.test(slice(128))
     plain, last = (
         plain_format(copy.deepcopy(robust_cnn)),

@@ -7,7 +7,7 @@ from measure import SideBySide
 
 import catlib
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("only_cpu")]
 STEPS, RESTARTS, BATCH = 20, 10, 256
 
 

@@ -1,6 +1,8 @@
 """Rows 5 and 7 to 9: a whole iteration of training."""
 
 import copy
+import os
+from dataclasses import dataclass
 
 import peers
 import pytest
@@ -16,6 +18,38 @@ pytestmark = pytest.mark.benchmark
 RESNET = {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large the measurements of a GPU are; what is left out of TINY is as in FULL.
+
+    Attributes:
+        width: of the ResNet-18.
+        most: images in a batch of training.
+        crafted: images in a batch that is attacked.
+        product: rows of the matrix product.
+        iterations: of the training whose model is judged.
+        judged: test images.
+        rounds: the most of them.
+        warm: calls before the first round.
+    """
+
+    dataset: str = "cifar10"
+    width: int = 64
+    most: int = 512
+    crafted: int = 512
+    product: int = 8192
+    iterations: int = 400
+    judged: int = 5000
+    rounds: int = 25
+    warm: int = 6
+
+
+TINY = Size("digits", 4, 8, 8, 64, 2, 16, 1, 1)
+# tests/test_mock_gpu.py runs every line of them on a mock GPU; no bar can be met there
+IS_TINY = os.environ.get("CATLIB_BENCH") == "tiny"
+SIZE = TINY if IS_TINY else Size()
+
+
 def trainings(data, model, attack, k, **settings):
     """AT and CAT from the same weights, as functions that do one iteration."""
     for name, sampler in (("AT", catlib.UniformSampler), ("CAT", catlib.CaseSampler)):
@@ -29,9 +63,7 @@ def trainings(data, model, attack, k, **settings):
         yield name, training
 
 
-def test_cat_over_at(benchmark, note, mnist, device):
-    if device != "cpu":
-        pytest.skip("this bar is for a CPU")
+def test_cat_over_at(benchmark, note, only_cpu, mnist):
     both = dict(
         trainings(mnist, catlib.build_model("cnn", mnist), catlib.PGD(0.1), 128, device="cpu")
     )
@@ -66,8 +98,15 @@ def cuda(device, note):
 
 
 @pytest.fixture(scope="module")
-def cifar10():
-    return catlib.load_data("cifar10")
+def on_cuda():
+    """A function: the data and a ResNet-18, as a GPU's measurements take them."""
+
+    def build():
+        torch._dynamo.reset()
+        data = catlib.load_data(SIZE.dataset).to("cuda")
+        return data, catlib.build_model("resnet18", data, width=SIZE.width)
+
+    return build
 
 
 def torchattacks_loop(data, model, k):
@@ -92,14 +131,13 @@ def torchattacks_loop(data, model, k):
 
 
 @pytest.mark.parametrize("k, bar", [(128, "<=0.25"), (512, "<=0.30")])
-def test_cuda_training(benchmark, note, cuda, request, k, bar):
+def test_cuda_training(benchmark, note, cuda, on_cuda, k, bar):
     cuda(7, f"batch {k}", bar)
     if not peers.is_installed("torchattacks"):
         note(7, f"batch {k}", bar=bar, met="open", note=peers.missing("torchattacks"))
         pytest.skip(peers.missing("torchattacks"))
-    torch._dynamo.reset()
-    data = request.getfixturevalue("cifar10").to("cuda")
-    model = catlib.build_model("resnet18", data)
+    data, model = on_cuda()
+    k = min(k, SIZE.most)
     training = dict(trainings(data, model, catlib.PGD(**RESNET), k, device="cuda", compile=True))[
         "CAT"
     ]
@@ -119,9 +157,9 @@ def test_cuda_training(benchmark, note, cuda, request, k, bar):
             "catlib": lambda: next(training),
             "catlib, eager bfloat16": lambda: next(eager),
         },
-        rounds=7,
+        rounds=min(7, SIZE.rounds),
         device="cuda",
-        warm=6,
+        warm=SIZE.warm,
     )
     note(
         7,
@@ -145,16 +183,15 @@ def test_cuda_training(benchmark, note, cuda, request, k, bar):
     )
 
 
-def test_cuda_flops(benchmark, note, cuda, request):
+def test_cuda_flops(benchmark, note, cuda, on_cuda, tmp_path):
     cuda(8, "share of the matrix product's FLOP/s", ">=0.30")
-    torch._dynamo.reset()
-    data = request.getfixturevalue("cifar10").to("cuda")
-    model = catlib.build_model("resnet18", data).to("cuda").eval()
-    x, y = data.test(slice(512))
+    data, model = on_cuda()
+    model.to("cuda").eval()
+    x, y = data.test(slice(SIZE.crafted))
     attack = catlib.PGD(**RESNET, compile=True)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         model(x)
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    a = torch.randn(SIZE.product, SIZE.product, device="cuda", dtype=torch.bfloat16)
     generator = torch.Generator("cuda").manual_seed(0)
 
     def craft():
@@ -162,16 +199,21 @@ def test_cuda_flops(benchmark, note, cuda, request):
             return attack(model, x, y, generator=generator, check=False)
 
     run = SideBySide(
-        benchmark, {"attack": craft, "product": lambda: a @ a}, rounds=15, device="cuda", warm=6
+        benchmark,
+        {"attack": craft, "product": lambda: a @ a},
+        rounds=min(15, SIZE.rounds),
+        device="cuda",
+        warm=SIZE.warm,
     )
     rate = 2 * forward.get_total_flops() * attack.steps / run.seconds("attack")
     # backward to the image costs what forward costs
-    top = 2 * 8192**3 / run.seconds("product")
+    top = 2 * SIZE.product**3 / run.seconds("product")
     with torch.profiler.profile() as profile:
         craft()
         torch.cuda.synchronize()
     kernels = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=25)
-    (report.ROOT / "data" / "results" / "benchmarks_cuda_profile.txt").write_text(kernels)
+    folder = tmp_path if IS_TINY else report.ROOT / "data" / "results"
+    (folder / "benchmarks_cuda_profile.txt").write_text(kernels)
     note(
         8,
         "share of the matrix product's FLOP/s",
@@ -184,25 +226,24 @@ def test_cuda_flops(benchmark, note, cuda, request):
     )
 
 
-def test_cuda_precision(benchmark, note, device, request):
+def test_cuda_precision(benchmark, note, device, on_cuda):
     """A bfloat16 attack must be as strong as a float32 one.
 
     Both are judged in float32, on a model trained in bfloat16.
     """
     if device != "cuda" or not torch.cuda.is_available():
         pytest.skip(report.OPEN)
-    data = request.getfixturevalue("cifar10").to("cuda")
-    model = catlib.build_model("resnet18", data)
+    data, model = on_cuda()
     training = catlib.Training(
         model,
         data,
         catlib.UniformSampler(data.y_train),
         catlib.PGD(**RESNET),
-        iterations=400,
+        iterations=SIZE.iterations,
         device="cuda",
     )
     benchmark.pedantic(lambda: [None for _ in training], rounds=1)
-    x, y = data.test(slice(5000))
+    x, y = data.test(slice(SIZE.judged))
 
     def in_bfloat16(model, images, labels):
         with torch.autocast("cuda", torch.bfloat16):
@@ -228,26 +269,17 @@ def test_cuda_precision(benchmark, note, device, request):
     )
 
 
-def test_cuda_cat_over_at(benchmark, note, cuda, request):
+def test_cuda_cat_over_at(benchmark, note, cuda, on_cuda):
     cuda(9, "ResNet-18, PGD-10, compiled", "<=1.01")
-    torch._dynamo.reset()
-    data = request.getfixturevalue("cifar10").to("cuda")
-    both = dict(
-        trainings(
-            data,
-            catlib.build_model("resnet18", data),
-            catlib.PGD(**RESNET),
-            128,
-            device="cuda",
-            compile=True,
-        )
-    )
+    data, model = on_cuda()
+    k = min(128, SIZE.most)
+    both = dict(trainings(data, model, catlib.PGD(**RESNET), k, device="cuda", compile=True))
     run = SideBySide(
         benchmark,
         {name: lambda t=training: next(t) for name, training in both.items()},
-        rounds=25,
+        rounds=SIZE.rounds,
         device="cuda",
-        warm=6,
+        warm=SIZE.warm,
     )
     note(
         9,

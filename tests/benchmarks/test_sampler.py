@@ -12,7 +12,7 @@ from torch.utils.data import WeightedRandomSampler
 
 import catlib
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("only_cpu")]
 SIZES = (10**4, 10**5, 10**6, 10**7, 5 * 10**7)
 K_DRAWN = 256
 
@@ -35,12 +35,6 @@ def stepper(sampler):
         sampler.update(sampler.draw(), torch.randn(K_DRAWN, generator=generator) - 3)
 
     return step
-
-
-@pytest.fixture(autouse=True)
-def only_cpu(device):
-    if device != "cpu":
-        pytest.skip("these bars are for a CPU")
 
 
 @pytest.mark.parametrize("classes", [10, 1000])

@@ -83,6 +83,26 @@ class StudyTrial(Labelled, TrialUnit):
 
     if_code_changed: str = "reuse"
 
+    @property
+    def place(self) -> Path:
+        """The name of the lock that a process holds while it measures; none need be there."""
+        return self.folder
+
+    def measure_alone(self) -> None:
+        """Measure what is missing, unless another process has done so in the meantime.
+
+        Raises: Pause: the time was up, here or while another process measured.
+        """
+        try:
+            with only_one_process(self.place, time_left(self.deadline)):
+                if not self.is_done():
+                    self._measure()
+        except TimeoutError:
+            raise Pause from None
+
+    def _measure(self) -> None:
+        raise NotImplementedError(f"{type(self).__name__} does not say what it measures.")
+
 
 # ------------------------------------------------------------------ train: the usual piece
 
@@ -217,12 +237,7 @@ class PartsUnit(StudyTrial):
         Raises: Pause: the time was up.
         """
         stop_at(self.deadline)
-        try:
-            with only_one_process(self.folder, time_left(self.deadline)):
-                if not self.is_done():  # another process may have been here
-                    self._measure()
-        except TimeoutError:
-            raise Pause from None
+        self.measure_alone()
 
     def _measure(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -327,6 +342,11 @@ class FinalUnit(StudyTrial):
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def place(self) -> Path:
+        """Its own: two processes may judge the best and the last model of a run at once."""
+        return self.root / f"finals-{self.model}-{self.trial.id}"
+
+    @property
     def record(self) -> Path:
         return self.folder / f"finals-{self.model}.json"
 
@@ -365,6 +385,9 @@ class FinalUnit(StudyTrial):
             Pause: the time was up.
             Failure: its weights are gone.
         """
+        self.measure_alone()
+
+    def _measure(self) -> None:
         training = build_training(self.trial)
         saved = read_weights(self.folder, self.model, training.device)
         training.model.load_state_dict(saved["model"])
