@@ -239,6 +239,7 @@ def larger_digits(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_one_step_of_epsilon_collapses_unless_it_is_guarded(tmp_path, larger_digits):
     """One step of 1.5 epsilon: right on what it finds, and not robust at all."""
     trial = Trial(
