@@ -20,6 +20,10 @@ from catlib import (
 from catlib.collapse import JUDGE_PASSES, Guard, one_step_more, smaller_step
 from catlib.lab.baselines import NFGSM
 
+pytestmark = pytest.mark.no_device(
+    "it trains on the CPU; tests/test_mock_gpu.py has the guard on the device"
+)
+
 BLIND = PGD(0.15, 0.0, steps=1, random_start=False)  # finds nothing: its training is not robust
 
 

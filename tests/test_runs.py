@@ -316,6 +316,7 @@ def test_a_second_process_waits_or_says_who_works_there(tmp_path, attempt):
     assert is_done(run(trial, tmp_path, wait=0))
 
 
+@pytest.mark.no_device("it works in processes that see no mock")
 def test_many_processes_on_one_run_do_it_once(tmp_path):
     code = textwrap.dedent(f"""
         import sys, warnings

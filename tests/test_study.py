@@ -255,6 +255,7 @@ def test_when_the_time_is_up_the_study_stops_and_then_goes_on(tmp_path, monkeypa
     )
 
 
+@pytest.mark.no_device("it works in processes that see no mock")
 @pytest.mark.slow
 def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
     def start(runs, results):
@@ -537,6 +538,7 @@ def test_beforehand_it_is_said_how_long_the_runs_that_are_left_take(study, capsy
     ]
 
 
+@pytest.mark.no_device("it works in processes that see no mock")
 @pytest.mark.slow
 def test_finals_in_processes_wait_for_their_run_and_a_failed_one_is_listed(tmp_path, study):
     long, finals = long_and_finals()
@@ -853,6 +855,7 @@ def test_a_notebook_that_other_code_executed_is_refused_repeated_or_reused(
     assert page.read_text() == "2"
 
 
+@pytest.mark.no_device("its notebook is one that nbval runs")
 @pytest.mark.slow
 def test_a_notebook_of_the_study_is_executed_and_its_page_lies_beside_the_tables(tmp_path, study):
     one = next(p for p in plan.pieces_of("paper", "tiny") if p.name == "notebook_06")

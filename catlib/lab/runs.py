@@ -663,6 +663,7 @@ def run(
             file of the run that cannot be read, which the message names, with what to do; several
             ranks, as under ``torchrun``, which can train what :func:`build_training` returns.
         TimeoutError: another process still works on this run.
+        FloatingPointError: training diverged; the last checkpoint from before stays.
     """
     if if_code_changed not in IF_CODE_CHANGED:
         raise ValueError(
