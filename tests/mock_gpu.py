@@ -41,12 +41,16 @@ WAITS: collections.Counter[tuple[str, str]] = collections.Counter()
 
 # Tests that fail on the mock and would pass on a GPU, by the beginning of their name; and why.
 NOTHING_COMPILED = "it compiles nothing"
+TWO_DEVICES = "runs of a process that has it are compared with runs of processes that see no GPU"
 ARTEFACTS = {
     "tests/test_kernels.py::test_a_shape_needs_one_graph": NOTHING_COMPILED,
     "tests/test_kernels.py::test_more_shapes_than_torch_compiles": NOTHING_COMPILED,
     "tests/test_kernels.py::test_a_growing_epsilon_compiles": NOTHING_COMPILED,
     "tests/test_kernels.py::test_a_function_is_never_silently": NOTHING_COMPILED,
     "tests/test_kernels.py::test_compiled_training_is_the_same": NOTHING_COMPILED,
+    "tests/test_gpu.py::test_compiled_steps_with_cast_weights": NOTHING_COMPILED,
+    "tests/test_gpu.py::test_compiled_batches_are_of_one_size": NOTHING_COMPILED,
+    "tests/test_paper_profile.py::test_all_together_killed_and_resumed": TWO_DEVICES,
 }
 
 # Operations that may take tensors of two devices.

@@ -30,6 +30,8 @@ from catlib.lab.runs import Trial, run
 from catlib.lab.study import work
 from catlib.lab.study.plan import Piece
 
+pytestmark = pytest.mark.no_device("it works in processes that see no mock")
+
 # bit for bit the same is what a CPU promises, whatever else a machine has
 QUICK = {"iterations": 6, "evaluate_every": 2, "evaluation_size": 20, "device": "cpu"}
 QUICK_ARGUMENTS = [part for name, value in QUICK.items() for part in ("-p", f"{name}={value}")]

@@ -6,6 +6,7 @@ Without the mock, one test runs this file in a process that has it.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,15 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from catlib import PGD, CaseSampler, Training, UniformSampler, build_model, crop_and_flip
+from catlib import (
+    PGD,
+    CaseSampler,
+    Training,
+    UniformSampler,
+    build_model,
+    crop_and_flip,
+    guarded,
+)
 from catlib.lab.runs import Trial, build_training, records_of, run
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +159,20 @@ def test_every_way_to_train_has_the_numbers_of_the_cpu(name):
     here, there = ends
     assert there.loss == pytest.approx(here.loss, rel=1e-4)
     assert (there.passes, there.robust_accuracy) == (here.passes, here.robust_accuracy)
+
+
+@on_the_mock
+def test_a_guard_finds_on_the_device_what_it_finds_on_the_cpu():
+    small = {"iterations": 12, "evaluate_every": 0, "sampling_number": 32, "steps": 1}
+    ends = []
+    for device in ("cpu", "cuda"):
+        training = build_training(Trial(device=device, precision="float32", **small))
+        *_, record = guarded(training, share=0.5, size=16)
+        assert record.checked is not None
+        ends.append(record)
+    here, there = ends
+    assert there.loss == pytest.approx(here.loss, rel=1e-4)
+    assert replace(there, seconds=0.0, loss=here.loss) == replace(here, seconds=0.0)
 
 
 @on_the_mock

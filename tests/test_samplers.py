@@ -668,6 +668,7 @@ print(*[w.message for w in caught if w.category is RuntimeWarning], sep="\n")
 """
 
 
+@pytest.mark.no_device("it works in processes that see no mock")
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, "/proc/nowhere"])
 def test_the_tree_needs_no_folder_that_can_be_written(tmp_path, cache):

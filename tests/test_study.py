@@ -71,14 +71,14 @@ def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
     for one in pieces:
         assert one.kind in work.KINDS
         assert set(one.levels) <= {"accuracy", "robust_accuracy"}
+        grid = [*one.options.get("grid", {}), *(["iterations"] if one.kind == "frontier" else [])]
         labels = [
-            (arm, trial.seed, *(getattr(trial, name) for name in one.options.get("grid", {})))
-            for arm, trial in one.trials
+            (arm, trial.seed, *(getattr(trial, name) for name in grid)) for arm, trial in one.trials
         ]
         assert len(set(labels)) == len(labels)
         for first, second in one.options.get("pairs", []):
             assert {first, second} <= {arm for arm, _ in one.trials}
-        if scale == "full" and one.kind == "train":
+        if scale == "full" and one.kind in ("train", "search", "frontier"):
             assert len({trial.id for _, trial in one.trials}) == len(one.trials), (
                 "two arms would share a run"
             )
@@ -255,6 +255,7 @@ def test_when_the_time_is_up_the_study_stops_and_then_goes_on(tmp_path, monkeypa
     )
 
 
+@pytest.mark.no_device("it works in processes that see no mock")
 @pytest.mark.slow
 def test_killed_and_started_again_no_row_is_lost_or_doubled(tmp_path):
     def start(runs, results):
@@ -537,6 +538,7 @@ def test_beforehand_it_is_said_how_long_the_runs_that_are_left_take(study, capsy
     ]
 
 
+@pytest.mark.no_device("it works in processes that see no mock")
 @pytest.mark.slow
 def test_finals_in_processes_wait_for_their_run_and_a_failed_one_is_listed(tmp_path, study):
     long, finals = long_and_finals()
@@ -676,7 +678,8 @@ def test_the_profile_cpu_runs_from_end_to_end_at_the_tiny_scale(tmp_path):
     assert work.study("cpu", scale="tiny", runs=tmp_path / "runs", results=tmp_path)
     for one in plan.pieces_of("cpu", "tiny"):
         table = read(tmp_path / f"{one.table}.csv")
-        assert set(table.arm) == {arm for arm, _ in one.trials}
+        long = work.long_piece(one) if one.kind == "finals" else one
+        assert set(table.arm) == {arm for arm, _ in long.trials}
         if one.kind == "train":
             assert table.met_again.between(0, 1).all()
 
@@ -852,6 +855,7 @@ def test_a_notebook_that_other_code_executed_is_refused_repeated_or_reused(
     assert page.read_text() == "2"
 
 
+@pytest.mark.no_device("its notebook is one that nbval runs")
 @pytest.mark.slow
 def test_a_notebook_of_the_study_is_executed_and_its_page_lies_beside_the_tables(tmp_path, study):
     one = next(p for p in plan.pieces_of("paper", "tiny") if p.name == "notebook_06")

@@ -13,8 +13,6 @@ from catlib.lab.runs import Trial
 
 MNIST = data_root() / "mnist.npz"
 needs_mnist = pytest.mark.skipif(not MNIST.exists(), reason="MNIST is not found")
-    not (data_root() / "mnist.npz").exists(), reason="MNIST is not found"
-)
 NAMES = list(trained.TRIALS)
 
 
