@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from catlib import PGD, accuracy, load_data, robust_accuracy
-from catlib.data import data_root
 from catlib.lab import trained
 from catlib.lab.runs import Trial
 
-MNIST = data_root() / "mnist.npz"
-needs_mnist = pytest.mark.skipif(not MNIST.exists(), reason="MNIST is not found")
+needs_mnist = pytest.mark.skipif(not trained.mnist_is_found(), reason="MNIST is not found")
 NAMES = list(trained.TRIALS)
 
 

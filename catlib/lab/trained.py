@@ -18,6 +18,7 @@ from torch import nn
 
 from catlib import PGD, Data, accuracy, build_model, robust_accuracy
 
+from ..data import data_root
 from ..files import write_whole
 from .runs import Trial, build_training, records_of, revision
 
@@ -51,6 +52,11 @@ def described(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     ``robust_accuracy`` under PGD-20.
     """
     return tomllib.loads((folder / LIST).read_text(encoding="utf-8"))
+
+
+def mnist_is_found() -> bool:
+    """Whether the images are there for which the models were trained; they are not fetched."""
+    return (data_root() / "mnist.npz").exists()
 
 
 def trained_model(name: str, folder: Path = FOLDER) -> nn.Module:
