@@ -320,6 +320,11 @@ class Training(Iterator[Record]):
         self._pending = None
         return record
 
+    @property
+    def next_iteration(self) -> int:
+        """That of the next record: the next one, or the last if its record was not handed out."""
+        return self.iteration + 1 if self._pending is None else self.iteration
+
     def _iterate(self) -> None:
         """One iteration of Protocol 1, its lines numbered as in the paper, without an evaluation.
 

@@ -485,7 +485,8 @@ def test_notebook_06_says_who_was_ahead_by_the_same_rule():
 @measured
 def test_notebook_07_says_the_same_of_a_peak():
     table = "cpu_mnist_sampling_number"
-    assert f"{table}, a peak after equal iterations: {verdict_of('peak', table)}" in printed("07")
+    verdict = verdict_of("peak", table)
+    assert f"{pages.title(table)}; a peak after equal iterations: {verdict}" in printed("07")
 
 
 @measured

@@ -1,5 +1,6 @@
 """The guard against catastrophic overfitting: sees a collapse, undoes it, counts what it costs."""
 
+import copy
 from dataclasses import dataclass, replace
 
 import pytest
@@ -125,6 +126,74 @@ def test_it_gives_up_and_says_so(digits):
     with pytest.warns(UserWarning, match="went back 2 times before"):
         records = list(guarded(training, share=0.5, size=50, remedy=lambda a: a, most=2))
     assert records[-1].iteration == 40 and records[-1].collapses == 2
+
+
+# its state
+
+
+def watched(data, **options):
+    """A guard that checks often, around a blind training."""
+    return Guard(make(data, iterations=24), **{"share": 0.4, "size": 20, "remedy": see} | options)
+
+
+@pytest.mark.parametrize("stop", [1, 9, 16, 22])
+def test_it_goes_on_from_its_state_as_if_nothing_had_happened(digits, same, stop):
+    """Stopped before the collapse and after it; the training's state is loaded first."""
+    whole = watched(digits)
+    expected = [replace(record, seconds=0) for record in whole.records()]
+    assert expected[-1].collapses >= 1
+    first = watched(digits)
+    got = []
+    for record in first.records():
+        got.append(replace(record, seconds=0))
+        if len(got) == stop:
+            break
+    second = watched(digits)
+    second.training.load_state_dict(first.training.state_dict())
+    second.load_state_dict(first.state_dict())
+    got += [replace(record, seconds=0) for record in second.records()]
+    assert got == expected
+    assert second.training.attack == whole.training.attack
+    assert same(second.training.state_dict(), whole.training.state_dict())
+    assert same(second.state_dict(), whole.state_dict())
+
+
+def test_its_state_is_a_snapshot(digits, same):
+    guard = watched(digits)
+    next(guard.records())
+    state = guard.state_dict()
+    before = copy.deepcopy(state)
+    list(guard.records())
+    assert same(state, before)
+
+
+DAMAGE = {
+    "lacks spent": lambda state: state.pop("spent"),
+    "share 0.9; this one has 0.4": lambda state: state.update(share=0.9),
+    "the guard's collapses is -1": lambda state: state.update(collapses=-1),
+    "has 9 collapses; this guard goes back at most 8": lambda state: state.update(collapses=9),
+    "does not fit this training.* seed 7": lambda state: state["good"].update(seed=7),
+    "does not fit this training.*unexpected": lambda state: state.update(waiting={"unexpected": 1}),
+    "does not fit this training.*out of bounds": lambda state: state["sample"].update(
+        indices=torch.tensor([10**6])
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", DAMAGE)
+def test_a_state_that_does_not_fit_changes_nothing(digits, same, sentence):
+    guard = watched(digits)
+    records = guard.records()
+    next(records)
+    state = guard.state_dict()
+    DAMAGE[sentence](state)
+    before = (guard.state_dict(), guard.training.state_dict())
+    batch = guard.training.batch
+    with pytest.raises(ValueError, match=sentence):
+        guard.load_state_dict(state)
+    assert same(before, (guard.state_dict(), guard.training.state_dict()))
+    assert guard.training.batch is batch
+    assert next(records).iteration == 2
 
 
 # remedies

@@ -66,6 +66,8 @@ TRIALS = {
     "free": Trial(method="AT", crafting="free", steps=2),
     "N-FGSM": Trial(crafting="n-fgsm"),
     "batch mean": Trial(crafting="batch mean", steps=2),
+    "TRADES": Trial(loss="trades", crafting="kl", steps=2),
+    "MART": Trial(loss="mart", steps=2),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import catlib
+from catlib.lab import __main__ as command_line
 
 pytestmark = pytest.mark.no_device("it reads pages, and trains in processes that see no mock")
 
@@ -71,6 +72,18 @@ def test_the_examples_of_your_own_data_and_model_run(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     model = catlib.build_model("models_of_own:small", names["data"])
     assert model(names["data"].test()[0]).shape == (50, 3)
+
+
+def test_the_example_of_one_command_trains_and_loads_a_model(tmp_path, monkeypatch, capsys):
+    """With the command's budget cut, and a report on few images."""
+    text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    command = re.search(r"^catlib (train .*--passes) 2e5 (.*)$", text, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    words = [*command[1].split(), "3e4", *command[2].split(), "--device", "cpu"]
+    assert command_line.main([*words, "--images", "50", "--autoattack", "0"]) == 0
+    capsys.readouterr()
+    exec(code_of("docs/train.md"), {})
+    assert re.fullmatch(r"[5-9]\d% right|100% right", capsys.readouterr().out.strip())
 
 
 @pytest.mark.slow

@@ -71,14 +71,14 @@ def test_every_profile_is_a_list_of_whole_pieces(profile, scale):
     for one in pieces:
         assert one.kind in work.KINDS
         assert set(one.levels) <= {"accuracy", "robust_accuracy"}
+        grid = [*one.options.get("grid", {}), *(["iterations"] if one.kind == "frontier" else [])]
         labels = [
-            (arm, trial.seed, *(getattr(trial, name) for name in one.options.get("grid", {})))
-            for arm, trial in one.trials
+            (arm, trial.seed, *(getattr(trial, name) for name in grid)) for arm, trial in one.trials
         ]
         assert len(set(labels)) == len(labels)
         for first, second in one.options.get("pairs", []):
             assert {first, second} <= {arm for arm, _ in one.trials}
-        if scale == "full" and one.kind == "train":
+        if scale == "full" and one.kind in ("train", "search", "frontier"):
             assert len({trial.id for _, trial in one.trials}) == len(one.trials), (
                 "two arms would share a run"
             )
@@ -678,7 +678,8 @@ def test_the_profile_cpu_runs_from_end_to_end_at_the_tiny_scale(tmp_path):
     assert work.study("cpu", scale="tiny", runs=tmp_path / "runs", results=tmp_path)
     for one in plan.pieces_of("cpu", "tiny"):
         table = read(tmp_path / f"{one.table}.csv")
-        assert set(table.arm) == {arm for arm, _ in one.trials}
+        long = work.long_piece(one) if one.kind == "finals" else one
+        assert set(table.arm) == {arm for arm, _ in long.trials}
         if one.kind == "train":
             assert table.met_again.between(0, 1).all()
 

@@ -96,7 +96,10 @@ def command_line() -> argparse.ArgumentParser:
     pages = add(commands, "pages", write_pages, "write the pages of claims from the study's tables")
     pages.add_argument("--results", type=Path, help="folder of the tables (default: data/results)")
 
+    add_train_options(add(commands, "train", train_model, "train a robust model, and judge it"))
     add_judge_options(add(commands, "judge", judge_model, "say how robust a model is"))
+
+    add(commands, "trained", train_models, "train the two MNIST models of the course anew")
 
     exercises = add(commands, "exercises", update_exercises, "copy exercises into the lessons")
     exercises.add_argument(
@@ -123,6 +126,43 @@ def explanation(function: Callable) -> str:
     """The docstring of a function without the indentation of its lines."""
     first, *rest = (function.__doc__ or "").strip().splitlines()
     return "\n".join([first, *(line.removeprefix("    ") for line in rest)])
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="name of a data set, or a path to your own")
+    parser.add_argument("--model", required=True, help="cnn, resnet18 or module:function")
+    parser.add_argument("--epsilon", required=True, help="radius of the attack, such as 8/255")
+    parser.add_argument(
+        "--passes", help="how much to train: images through the network, such as 2e6; or --minutes"
+    )
+    parser.add_argument("--minutes", type=float, help="how long to train on this machine")
+    parser.add_argument("--out", help="folder for all of it (default: runs/train/NAME)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu or cuda (default: a GPU if there is one)"
+    )
+    parser.add_argument("--images", type=int, help="judge by so many test images (default: all)")
+    parser.add_argument(
+        "--autoattack", type=int, default=1000, help="images for AutoAttack (default: 1000)"
+    )
+    add_if_code_changed(parser)
+
+
+def train_model(options: argparse.Namespace) -> int:
+    """Train a robust model with a recipe for its images, keep the best weights, and judge them.
+
+    examples:
+      catlib train --data digits --model cnn --epsilon 0.1 --passes 2e5
+      catlib train --data photos --model my_models:small --epsilon 8/255 --minutes 10 --out photos-1
+
+    what comes out, in OUT: model.pt, the weights that were most robust on held-out training images;
+    report.txt and report.json, the judge's report on the test images; train.json, what was asked
+    for and the settings that followed; and the run. The same command goes on where it was stopped,
+    or says that it is done. docs/train.md says what is known of the recipes.
+    """
+    from .train import train_command
+
+    return train_command(options)
 
 
 def add_judge_options(parser: argparse.ArgumentParser) -> None:
@@ -276,6 +316,11 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, help="folder of the runs and their checkpoints")
     parser.add_argument("--results", type=Path, help="folder of the tables")
     parser.add_argument("--list", action="store_true", help="show the pieces and what is done")
+    parser.add_argument(
+        "--choose",
+        action="store_true",
+        help="only write which settings won the searches, for the pieces that take them",
+    )
 
 
 # ------------------------------------------------------------------ the commands
@@ -498,11 +543,15 @@ def run_study(options: argparse.Namespace) -> int:
 
     what comes out: one table data/results/PROFILE_PIECE.csv for each piece, and the runs behind
     it in runs/study/PROFILE. The profile smoke and the scale tiny write their tables beside their
-    runs. `catlib pages` then writes what the tables say about each claim.
+    runs. `catlib pages` then writes what the tables say about each claim. A piece of kind "search"
+    tries settings; `catlib study --choose` writes those that won into catlib/lab/study/chosen.toml.
     """
     from .study import study
     from .study.work import progress
 
+    if options.choose:
+        choose_settings(options.results)
+        return 0
     if options.list:
         for piece, done, count in progress(options.profile, options.scale, options.runs):
             print(f"{piece.name:<26}{done:>4}/{count:<4} {piece.about}")
@@ -530,6 +579,18 @@ def run_study(options: argparse.Namespace) -> int:
         return 0
     print(f"The time is up. The same command goes on: catlib {shlex.join(options.given)}")
     return PAUSED
+
+
+def choose_settings(results: Path | None) -> None:
+    """Write chosen.toml from the tables of the searches, and say what was left out."""
+    from .paths import RESULTS
+    from .study.choices import choose
+    from .study.plan import CHOSEN
+
+    left_out = choose(results or RESULTS)
+    print(f"Written: {CHOSEN}")
+    for sentence in left_out:
+        print(f"Left out: {sentence}")
 
 
 def print_commands() -> None:
@@ -618,6 +679,24 @@ def write_pages(options: argparse.Namespace) -> int:
     from .paths import RESULTS
 
     pages.write_pages(options.results or RESULTS)
+    return 0
+
+
+def train_models(options: argparse.Namespace) -> int:
+    """Train the two MNIST models that the lessons look at, one by AT and one by CAT.
+
+    example:
+      catlib trained
+
+    what comes out, in catlib/lab/trained: the weights of both, and models.toml with how robust
+    they are. It takes some minutes, and needs MNIST; see data/README.md.
+    """
+    from . import trained
+
+    trained.train_models()
+    for name, facts in trained.described().items():
+        robust = facts["robust_accuracy"]
+        print(f"{name}: accuracy {facts['accuracy']:.1%}, under PGD-20 {robust:.1%}")
     return 0
 
 

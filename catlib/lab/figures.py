@@ -207,6 +207,41 @@ def curves(
     return axes
 
 
+def frontier(rows: pd.DataFrame, *, colours=None, axis=None):
+    """Robust accuracy against passes, one line an arm, its t interval at each budget.
+
+    Args:
+        rows: of :func:`catlib.lab.frontier.by_budget`.
+        colours: arm to colour; None takes :func:`colours_of`.
+        axis: where to draw; None makes a figure.
+
+    Returns: the axis.
+    """
+    if axis is None:
+        _, axis = plt.subplots(figsize=(7.6, 4))
+    names = list(dict.fromkeys(rows.arm))
+    if colours is None:
+        colours = colours_of(names)
+    markers = "osD^vP*Xhd"  # there are more arms than colours
+    for place, name in enumerate(names):
+        arm = rows[rows.arm == name].sort_values("passes")
+        below = arm["mean"] - arm.low
+        above = arm.high - arm["mean"]
+        axis.errorbar(
+            arm.passes,
+            arm["mean"],
+            yerr=[below.fillna(0), above.fillna(0)],
+            color=colours[name],
+            marker=markers[place % len(markers)],
+            capsize=3,
+            label=str(name),
+        )
+    axis.set(xscale="log", xlabel=COSTS["passes"], title=METRICS["robust_accuracy"])
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.legend(fontsize=8)
+    return axis
+
+
 def colours_of(names: list) -> dict:
     """A colour for every name: AT's and CAT's own, others from the palette; shades for numbers."""
     if pd.api.types.is_numeric_dtype(pd.Series(names)):

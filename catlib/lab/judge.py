@@ -709,7 +709,7 @@ def judge_command(options) -> int:
             )
         if options.json is not None and not Path(options.json).absolute().parent.is_dir():
             raise ValueError(f"--json {options.json}: there is no such folder; make it first.")
-        data = _load_data_in_one_sentence(options.data)
+        data = load_named(options.data)
         report = judge(
             options.model,
             data,
@@ -729,7 +729,11 @@ def judge_command(options) -> int:
     return 0
 
 
-def _load_data_in_one_sentence(name: str) -> Data:
+def load_named(name: str) -> Data:
+    """The data of this name or path.
+
+    Raises: ValueError: there are none, also where a download failed.
+    """
     try:
         return load_data(name)
     except RuntimeError as error:  # the download failed; the message says what to do

@@ -21,7 +21,18 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 import catlib
 from catlib import readings
 
-from . import baselines, compare, explore, judge, losses, panel, runs, similarity
+from . import (
+    baselines,
+    compare,
+    explore,
+    frontier,
+    judge,
+    losses,
+    panel,
+    runs,
+    similarity,
+    train,
+)
 from .batch import engine, units
 from .paths import ROOT
 
@@ -37,6 +48,8 @@ OWN_FILE: dict[ModuleType, tuple[str, ...]] = {
     baselines: ("NFGSM", "BatchMean", "FreeTraining"),
     losses: ("TRADES", "MART", "KLAttack"),
     compare: ("measured", "costs", "speed_table", "overall", "mean_interval", "Estimate"),
+    frontier: ("by_budget", "passes_for", "ratios"),
+    train: ("load_model",),
     similarity: ("neighbour_similarity", "staleness", "cosine_similarity", "rank_correlation"),
     panel: ("TrainingPanel", "interactive"),
     explore: ("explore",),

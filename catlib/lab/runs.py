@@ -53,7 +53,8 @@ from catlib import (
 )
 
 from ..attacks import check_count, check_radius
-from ..data import SUBSETS, data_root, find_data
+from ..collapse import Guard, GuardedRecord
+from ..data import SUBSETS, data_root, find_data, subset
 from ..evaluation import judging
 from ..files import remove_leftovers, write_whole
 from ..interrupts import deferred_interrupts
@@ -71,6 +72,7 @@ METHODS = ("AT", "CAT")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cyclic")
 CRAFTING = ("pgd", "n-fgsm", "free", "batch mean", "kl")
+WATCHED = ("pgd", "n-fgsm", "free", "kl")  # that a guard can make milder
 LOSSES = ("cross-entropy", "trades", "mart")
 MEMORY_BITS = (0, 8, 16)
 JUDGES = ("sign", "gradient", "batch mean")
@@ -79,6 +81,7 @@ LEAST = {  # the smallest value of the settings that are counts
     "iterations": 1,
     "sampling_number": 1,
     "train_size": 1,
+    "validation_size": 0,
     "warm_up": 0,
     "steps": 0,
     "restarts": 1,
@@ -130,6 +133,9 @@ class Trial:
     iterations: int | None = 200  # updates of the model; None goes on for ever
     sampling_number: int = 128  # images that an iteration draws and attacks
     train_size: int | None = None  # train on the first so many images alone; None is all
+    # so many of these are held out of training, spread over them, and evaluations on the way use
+    # them in place of test images; the judgement at the end is on test images all the same
+    validation_size: int = 0
     # -- the sampler of CAT
     alpha: float = 0.5  # memory of Eq. 4: the share of its old value in a new weight
     class_balanced: bool = True  # draw as many of each class
@@ -156,6 +162,10 @@ class Trial:
     # or a cheap rival of catlib.lab.baselines: "n-fgsm", "free" (``steps`` are its replays),
     # "batch mean"; or "kl", the attack of TRADES (catlib.lab.losses)
     crafting: str = "pgd"
+    # of "n-fgsm": the start is uniform in the ball of so many epsilon; None is 2
+    noise: float | None = None
+    # look for catastrophic overfitting on the way, and undo it (catlib.collapse)
+    guard: bool = False
     # -- the update
     # or "trades" and "mart" (catlib.lab.losses), which use beta. TRADES as published is
     # loss "trades" with crafting "kl"
@@ -221,6 +231,15 @@ class Trial:
                 raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
         if self.crafting == "free" and self.steps == 0:
             raise ValueError("steps is 0; with crafting 'free' it must be at least 1, the replays.")
+        if self.noise is not None:
+            self._check_noise(self.noise)
+        if self.guard:
+            self._check_guard()
+        if self.train_size is not None and self.train_size <= self.validation_size:
+            raise ValueError(
+                f"validation_size is {self.validation_size} and train_size is {self.train_size}; "
+                "images must be left to train on: hold out fewer."
+            )
         check_width(self.model, self.width)
         if self.evaluate_first and not self.evaluate_every:
             raise ValueError(
@@ -261,6 +280,27 @@ class Trial:
             raise ValueError(f"budget is {self.budget!r}; only crafting 'pgd' can follow it.")
         if self.steps == 0:
             raise ValueError(f"steps is 0; with budget {self.budget!r} it must be at least 1.")
+
+    def _check_noise(self, noise: float) -> None:
+        if self.crafting != "n-fgsm":
+            raise ValueError(
+                f"noise is {noise} with crafting {self.crafting!r}; only 'n-fgsm' has it. "
+                "Leave it out (None)."
+            )
+        if not 0 <= noise < float("inf"):
+            raise ValueError(f"noise is {noise}; it must be a finite number of at least 0.")
+
+    def _check_guard(self) -> None:
+        if self.crafting not in WATCHED:
+            raise ValueError(
+                f"guard is True with crafting {self.crafting!r}, which has no step that a guard "
+                f"could make smaller; it watches {', '.join(WATCHED)}."
+            )
+        if self.steps == 0 and self.crafting != "n-fgsm":
+            raise ValueError(
+                "guard is True and steps is 0: noise alone has no step that a guard could make "
+                "smaller. Give steps of at least 1, or leave the guard out."
+            )
 
     @property
     def id(self) -> str:
@@ -329,6 +369,23 @@ def _as_file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", name)[-40:].strip("-")
 
 
+def passes_a_draw(trial: Trial) -> int:
+    """How often an image that was drawn goes through the model, in the attack and in the update.
+
+    PGD-10 has 11: ten steps and the update. With a ``budget`` it is the mean over a batch. What a
+    guard spends, at most 3 %, comes on top.
+    """
+    update = 1 if trial.loss == "cross-entropy" else 2  # the others look at the clean image, too
+    if trial.crafting == "free":
+        return update
+    if trial.crafting == "n-fgsm":
+        return 1 + update
+    if trial.crafting == "kl":
+        return trial.steps + 1 + update
+    scoring = 1 if trial.restarts > 1 else 0
+    return (trial.steps + scoring) * trial.restarts + update
+
+
 # ---- from a trial to its Training ----
 
 
@@ -341,6 +398,8 @@ def build_training(trial: Trial, *, progress: bool = False) -> Training:
     """
     device = choose_device(trial.device)
     data = _first_images(_data_on(device, trial.dataset), trial.train_size)
+    if trial.validation_size:
+        data = _with_validation(data, trial)
     model = build_model(trial.model, data, seed=trial.seed, width=trial.width).to(device)
     optimizer = _build_optimizer(trial, model)
     kind = FreeTraining if trial.crafting == "free" else Training
@@ -392,7 +451,8 @@ def _data_on(device: torch.device, dataset: str) -> Data:
 def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean | KLAttack:
     """The attack that a trial trains with: its PGD, or what ``crafting`` names."""
     if trial.crafting == "n-fgsm":
-        return NFGSM(trial.epsilon, trial.step_size or trial.epsilon)
+        attack = NFGSM(trial.epsilon, trial.step_size or trial.epsilon)
+        return attack if trial.noise is None else replace(attack, noise=trial.noise)
     if trial.crafting == "batch mean":
         return BatchMean(trial.epsilon, trial.steps)
     if trial.crafting == "kl":
@@ -402,6 +462,53 @@ def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean | KLAttack:
 
 def _first_images(data: Data, train_size: int | None) -> Data:
     return replace(data, x_train=data.x_train[:train_size], y_train=data.y_train[:train_size])
+
+
+def _with_validation(data: Data, trial: Trial) -> Data:
+    """The data with some training images, held out of training, in the place of the test images.
+
+    Raises: ValueError: too few images, or none of a class, would be left to train on.
+    """
+    n = len(data.y_train)
+    left = n - trial.validation_size
+    if left < trial.sampling_number:
+        raise ValueError(
+            f"validation_size is {trial.validation_size} of {n} training images, which leaves "
+            f"{max(0, left)}; at least {trial.sampling_number} must be left, as many as an "
+            "iteration draws (sampling_number). Hold out fewer."
+        )
+    held = torch.zeros(n, dtype=torch.bool, device=data.y_train.device)
+    held[subset(data.y_train, trial.validation_size, "spread")] = True
+    lost = set(data.y_train.tolist()) - set(data.y_train[~held].tolist())
+    if lost:
+        names = ", ".join(data.classes[label] for label in sorted(lost))
+        raise ValueError(
+            f"validation_size is {trial.validation_size} of {n} training images, which leaves none "
+            f"of the class {names}. Hold out fewer, or add images."
+        )
+    return replace(
+        data,
+        x_train=data.x_train[~held],
+        y_train=data.y_train[~held],
+        x_test=data.x_train[held],
+        y_test=data.y_train[held],
+    )
+
+
+def judged_images(trial: Trial, training: Training, count: int | None) -> tuple[Tensor, Tensor]:
+    """So many test images and their labels for a judgement at the end; None is all.
+
+    They are test images also where the evaluations on the way used held-out training images.
+
+    Args:
+        trial: the settings, which say what images those are.
+        training: what :func:`build_training` made of them.
+        count: how many, chosen by ``evaluation_subset``.
+    """
+    if not trial.validation_size:
+        return training.test_images(count)
+    data = _data_on(training.device, trial.dataset)
+    return data.test(subset(data.y_test, count, trial.evaluation_subset))
 
 
 def _build_sampler(trial: Trial, labels: Tensor) -> UniformSampler | CaseSampler:
@@ -472,24 +579,36 @@ def _build_scheduler(
     )
 
 
-def records_of(trial: Trial, training: Training) -> Iterator[Record]:
+def build_guard(trial: Trial, training: Training) -> Guard | None:
+    """The guard that a trial asks for, around its training; None where it asks for none."""
+    return Guard(training) if trial.guard else None
+
+
+def records_of(
+    trial: Trial, training: Training, guard: Guard | None = None
+) -> Iterator[Record | GuardedRecord]:
     """The training's records, with what the trial changes on the way.
 
-    That is an epsilon that grows, and the end of a warm-up of the sampler. After an interrupt or
-    an error call it again with the same training to go on.
+    That is an epsilon that grows, the end of a warm-up of the sampler, and what a guard undoes.
+    After an interrupt or an error call it again with the same training and guard to go on.
 
     Args:
         trial: the settings.
         training: what :func:`build_training` made of them.
+        guard: what ``build_guard`` made of both; None makes one here where the trial asks for it.
     """
     attack = training_attack(trial)
+    if guard is None:
+        guard = build_guard(trial, training)
     while True:
         if trial.epsilon_warm_up:
-            share = min(1.0, (training.iteration + 1) / trial.epsilon_warm_up)
-            training.attack = _at_share_of_epsilon(attack, share)
+            coming = training if guard is None else guard
+            share = min(1.0, coming.next_iteration / trial.epsilon_warm_up)
+            present = _at_share_of_epsilon(attack, share)
+            training.attack = present if guard is None else guard.milder(present)
         if trial.warm_up and training.iteration == trial.warm_up and trial.method == "CAT":
             training.sampler.temperature = trial.temperature
-        record = next(training, None)
+        record = next(training, None) if guard is None else guard.next_record()
         if record is None:
             return
         yield record
@@ -528,7 +647,8 @@ def run(
         root: the folder of all runs; this one's is ``root/<trial.id>``.
         progress: show a tqdm bar.
         observe: called as ``observe(training, record)`` after every iteration. What it stores
-            itself is not part of the checkpoint.
+            itself is not part of the checkpoint; a run that was killed shows it the records since
+            the last checkpoint once more.
         if_code_changed: what to do with a run, finished or not, that other code of catlib (or of
             the user's model) began: "refuse" raises a ValueError that names the files, "repeat"
             puts its folder aside and runs the trial anew, "reuse" takes it as it is.
@@ -562,13 +682,14 @@ def run(
     if trial.compile and begin_compiled_run():
         _compiled_kinds.clear()
     training = build_training(trial, progress=progress)
+    guard = build_guard(trial, training)
     with only_one_process(folder, wait):
         # another process may have finished it in the meantime
         if _is_usable(folder, trial, if_code_changed):
             return folder
         if is_done(folder):
             put_aside(folder)
-        history = _new_or_resumed(folder, trial, training, if_code_changed)
+        history = _new_or_resumed(folder, trial, training, guard, if_code_changed)
         write_json(folder / "run.json", {"status": "running", **history.origin(trial, training)})
         if trial.compile:
             _compile_before_the_clock(trial)
@@ -609,18 +730,24 @@ def _train(
     # Ctrl-C waits for a moment at which the training and its records agree
     with deferred_interrupts() as interrupts:
         try:
-            for record in records_of(trial, training):
-                history.watch(record, training)
-                if record.accuracy is not None:
-                    history.add(record, training)
+            for record in records_of(trial, training, history.guard):
+                if is_undone(record, training):
+                    history.go_back(training)
                     history.write_records(folder)
-                    if history.checkpoint_is_due():
-                        history.save_checkpoint(folder, trial, training)
+                else:
+                    history.watch(record, training)
+                    if record.accuracy is not None:
+                        history.add(record, training)
+                        history.write_records(folder)
+                    history.keep_if_good(record)
                 if observe is not None:
                     observing = True
                     with interrupts.allowed():
                         observe(training, record)
                     observing = False
+                # after the observer: a run that is killed here shows it this record once more
+                if record.accuracy is not None and history.checkpoint_is_due():
+                    history.save_checkpoint(folder, trial, training)
                 interrupts.poll()
         except BaseException as error:
             # after another error, as of a step of the optimizer, the training may be half done
@@ -629,6 +756,34 @@ def _train(
             if stopped and not training.diverged_at():
                 history.save_checkpoint(folder, trial, training)
             raise
+
+
+def is_undone(record: Record, training: Training) -> bool:
+    """Whether a guard has undone the iteration of this record, the training's last one."""
+    return record.iteration != training.iteration
+
+
+def save_if_best(training: Training, record: Record, path: Path) -> None:
+    """Save the weights if their robust accuracy is the best so far, and no guard has undone them.
+
+    Args:
+        training: after the iteration of the record.
+        record: of an iteration that was evaluated; another one is passed over.
+        path: of the file, which has the weights ("model"), their "robust_accuracy" and "iteration".
+    """
+    if record.robust_accuracy is None or is_undone(record, training):
+        return
+    with deferred_interrupts():  # the checkpoint that Ctrl-C writes says that this record was seen
+        best = -1.0
+        if path.exists():
+            best = torch.load(path, weights_only=True)["robust_accuracy"]
+        if record.robust_accuracy > best:
+            state = {
+                "model": training.model.state_dict(),
+                "robust_accuracy": record.robust_accuracy,
+                "iteration": record.iteration,
+            }
+            write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
 def _is_usable(folder: Path, trial: Trial, if_code_changed: str) -> bool:
@@ -740,6 +895,7 @@ class _History:
     Attributes:
         records: the rows of records.csv.
         stretches: where and by what code the run was begun and gone on with, in order.
+        guard: what undoes a collapse of its training, if anything does.
         last: the record of the last iteration.
     """
 
@@ -748,14 +904,18 @@ class _History:
         records: list[dict[str, Any]],
         stretches: list[dict[str, Any]],
         wall_seconds: float,
+        guard: Guard | None = None,
     ):
         self.records = records
         self.stretches = stretches
+        self.guard = guard
         self.last: Record | None = None
         # of the batches since the last row: the sum of their robust accuracies, and how many
         self.right: Tensor | float = 0.0
         self.batches = 0
         self.batch_accuracy: Tensor | float = 0.0  # of the last batch
+        self.checked: float | None = None  # what the guard's last check since the last row found
+        self._good = {"rows": 0, **self._sums()}  # when the guard last found no collapse
         self._watched = 0  # the iteration of that batch
         self._started = time.perf_counter() - wall_seconds
         self._saved_at = time.monotonic()  # when the last checkpoint was written or read
@@ -779,7 +939,35 @@ class _History:
     def watch(self, record: Record, training: Training) -> None:
         """Take note of an iteration, whether a row follows it or not."""
         self.last = record
+        if isinstance(record, GuardedRecord) and record.checked is not None:
+            self.checked = record.checked
         self._look_at_batch(training)
+
+    def _sums(self) -> dict[str, Any]:
+        """What is known of the batches since the last row, as plain numbers."""
+        return {
+            "right": float(self.right),
+            "batches": self.batches,
+            "batch_accuracy": float(self.batch_accuracy),
+            "checked": self.checked,
+        }
+
+    def _take_sums(self, sums: dict[str, Any]) -> None:
+        self.right = sums["right"]
+        self.batches = sums["batches"]
+        self.batch_accuracy = sums["batch_accuracy"]
+        self.checked = sums["checked"]
+
+    def keep_if_good(self, record: Record) -> None:
+        """Remember how things are now, if the guard's check says that it may come back here."""
+        if isinstance(record, GuardedRecord) and record.checked is not None:
+            self._good = {"rows": len(self.records), **self._sums()}
+
+    def go_back(self, training: Training) -> None:
+        """Drop the rows of iterations that the guard has undone: their model no longer exists."""
+        del self.records[self._good["rows"] :]
+        self._take_sums(self._good)
+        self._watched = training.iteration
 
     def add(self, record: Record, training: Training) -> None:
         """Add a row.
@@ -787,7 +975,9 @@ class _History:
         Beside the record it says how hard the drawn examples are: ``batch_accuracy`` is the robust
         accuracy on this iteration's batch, and ``drawn_accuracy`` its mean over the batches since
         the row before; each is from before the batch's update. ``met_again`` is the share of all
-        draws so far that met an image which had been drawn before.
+        draws so far that met an image which had been drawn before. Of a guarded run ``checked`` is
+        what the guard's last check since the row before has found, and ``collapses`` how often
+        training has gone back; draws that it has undone count as draws.
         """
         images_seen = int(training.seen.sum())
         row = {
@@ -795,9 +985,13 @@ class _History:
             "drawn_accuracy": float(self.right / max(1, self.batches)),
             "met_again": 1 - images_seen / record.examples,
         }
-        self.records.append({**asdict(record), **row})
+        whole = {**asdict(record), **row}
+        if isinstance(record, GuardedRecord):
+            whole["checked"] = self.checked
+        self.records.append(whole)
         self.right = 0.0
         self.batches = 0
+        self.checked = None
 
     def _look_at_batch(self, training: Training) -> None:
         """Count the last batch, once."""
@@ -838,10 +1032,11 @@ class _History:
             "records": self.records,
             "stretches": self.stretches,
             "wall_seconds": self.wall_seconds,
-            "right": float(self.right),
-            "batches": self.batches,
-            "batch_accuracy": float(self.batch_accuracy),
+            **self._sums(),
         }
+        if self.guard is not None:
+            state["guard"] = self.guard.state_dict()
+            state["good"] = self._good
 
         def save_state(path: Path) -> None:
             torch.save(state, path)
@@ -850,9 +1045,17 @@ class _History:
         self._saved_at = time.monotonic()
         self._saved_records = len(self.records)
 
+    def load(self, state: dict[str, Any], training: Training) -> None:
+        """Take what a checkpoint says besides the rows, once the training has loaded its part."""
+        self._take_sums({"checked": None} | state)  # which a checkpoint of an older catlib lacks
+        self._watched = training.iteration  # whose batch has been counted
+        if self.guard is not None:
+            self.guard.load_state_dict(state["guard"])
+            self._good = state["good"]
+
 
 def _new_or_resumed(
-    folder: Path, trial: Trial, training: Training, if_code_changed: str
+    folder: Path, trial: Trial, training: Training, guard: Guard | None, if_code_changed: str
 ) -> _History:
     """The history of a run that begins now, or that goes on from the checkpoint in its folder.
 
@@ -874,13 +1077,11 @@ def _new_or_resumed(
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     if state is None:
-        history = _History(records=[], stretches=[], wall_seconds=0.0)
+        history = _History(records=[], stretches=[], wall_seconds=0.0, guard=guard)
     else:
         training.load_state_dict(state["training"])
-        history = _History(state["records"], state["stretches"], state["wall_seconds"])
-        history.right = state["right"]
-        history.batches = state["batches"]
-        history.batch_accuracy = state["batch_accuracy"]
+        history = _History(state["records"], state["stretches"], state["wall_seconds"], guard)
+        history.load(state, training)
     history.write_records(folder)  # without those after the checkpoint, which are made again
     history.begin_stretch(trial, training)
     return history
@@ -914,7 +1115,7 @@ def _finish(folder: Path, trial: Trial, training: Training, history: _History) -
     final = {}
     if trial.final_restarts:
         model = training.judged_model()
-        images, labels = training.test_images(trial.final_size)
+        images, labels = judged_images(trial, training, trial.final_size)
         judge = trial.judge(trial.final_restarts)
         final["accuracy"] = accuracy(model, images, labels)
         final["robust_accuracy"] = training.judge(model, images, labels, judge)

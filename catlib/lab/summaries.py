@@ -37,7 +37,7 @@ def load_tables(results: Path) -> Tables:
             if not path.exists():
                 continue
             table = pd.read_csv(path, comment="#")
-            if piece.kind == "finals" or _has_pairs(piece, table):
+            if piece.kind in ("finals", "search") or _has_pairs(piece, table):
                 tables[name] = table
     return tables
 
@@ -64,6 +64,8 @@ def is_complete(piece: Piece, tables: Tables) -> bool:
     table = tables.get(piece.table)
     if table is None:
         return False
+    if piece.kind in ("search", "frontier"):
+        return len(table) == len(piece.trials)
     if piece.kind != "train":
         return True
     runs = table.groupby(["arm", "seed", *piece.options.get("grid", {})])

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..runs import CHECKPOINT_SECONDS, Trial
+from ..runs import CHECKPOINT_SECONDS, Trial, passes_a_draw
 from .plan import Piece
 
 MINUTES_OF_A_COMMAND = 8.0  # a machine that is lent for minutes keeps nothing of a longer one
@@ -88,20 +88,10 @@ def cost_of_trial(trial: Trial) -> Cost:
     draws = trial.iterations * trial.sampling_number
     return Cost(
         draws=draws,
-        training=draws * _passes_a_draw(trial),
+        training=draws * passes_a_draw(trial),
         evaluation=_evaluation_passes(trial, trial.iterations),
         checkpoints=_checkpoint_bytes(trial),
     )
-
-
-def _passes_a_draw(trial: Trial) -> int:
-    """How often an image that was drawn is sent through the model, in the attack and the update."""
-    if trial.crafting == "free":
-        return 1
-    if trial.crafting == "n-fgsm":
-        return 2
-    scoring = 1 if trial.restarts > 1 else 0
-    return (trial.steps + scoring) * trial.restarts + 1
 
 
 def _evaluation_passes(trial: Trial, iterations: int) -> int:
@@ -142,7 +132,7 @@ def _cost_of_similarity(piece: Piece, trial: Trial) -> Cost:
     staleness = CHECKS_OF_STALENESS * STALENESS_IMAGES
     return Cost(
         draws=draws,
-        training=draws * _passes_a_draw(trial),
+        training=draws * passes_a_draw(trial),
         evaluation=(neighbours + staleness) * (trial.steps + 1),
     )
 

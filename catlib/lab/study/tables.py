@@ -11,7 +11,8 @@ import pandas as pd
 
 from ...files import write_whole
 from ..runs import Trial, is_done
-from .plan import Piece
+from .plan import Piece, budget_of, searched_settings
+from .ranges import SEARCH_SEED
 
 DIGITS = {
     "seconds": 2,
@@ -22,6 +23,7 @@ DIGITS = {
     "batch_accuracy": 4,
     "drawn_accuracy": 4,
     "met_again": 4,
+    "checked": 4,
 }
 
 
@@ -63,6 +65,63 @@ def write_table(piece: Piece, runs: Path, results: Path) -> None:
     diverged = [one.label for one in finished if "diverged" in one.info]
     notes = {"diverged": "; ".join(diverged)} if diverged else {}
     write_result(piece, table, finished, results, notes)
+
+
+def write_search(piece: Piece, runs: Path, results: Path) -> None:
+    """Write the table of a piece of kind "search": a row an arm and draw.
+
+    Columns: arm, draw; the drawn settings, empty where one does not apply to the arm; accuracy and
+    robust_accuracy on the held-out training images at the end, empty where the run diverged;
+    passes, seconds; collapses, empty where no guard watched.
+    """
+    finished = finished_runs(piece, runs)
+    if not finished:
+        return
+    rows = []
+    for one in finished:
+        row = {"arm": one.arm, "draw": one.trial.seed}
+        row |= dict.fromkeys(piece.options["ranges"])  # the columns, in their order
+        row |= searched_settings(piece, one.trial)
+        rows.append(row | end_of(one))
+    notes = {
+        "search": f"settings by numpy's default_rng([{SEARCH_SEED}, draw]), the same for every arm"
+    }
+    write_result(piece, pd.DataFrame(rows), finished, results, notes)
+
+
+def write_frontier(piece: Piece, runs: Path, results: Path) -> None:
+    """Write the table of a piece of kind "frontier": a row an arm, budget and seed.
+
+    Columns: arm, seed, budget (passes that were planned); what :func:`end_of` has, on the way's
+    images; final_accuracy and final_robust_accuracy, of the judgement at the end.
+    """
+    finished = finished_runs(piece, runs)
+    if not finished:
+        return
+    rows = []
+    for one in finished:
+        row = {"arm": one.arm, "seed": one.trial.seed, "budget": budget_of(piece, one.trial)}
+        final = {f"final_{name}": round(value, 4) for name, value in one.info["final"].items()}
+        rows.append(row | end_of(one) | final)
+    write_result(piece, pd.DataFrame(rows), finished, results)
+
+
+END = ("iteration", "accuracy", "robust_accuracy", "passes", "seconds", "collapses")
+
+
+def end_of(one: Finished) -> dict[str, Any]:
+    """The last row of a run's records; without accuracies where it diverged on the way."""
+    records = pd.read_csv(one.folder / "records.csv").round(DIGITS)
+    if records.empty:
+        return dict.fromkeys(END)
+    last = records.iloc[-1].to_dict()
+    row = {name: last.get(name) for name in END}
+    for name in ("iteration", "passes", "collapses"):
+        if row[name] is not None:
+            row[name] = int(row[name])
+    if "diverged" in one.info:
+        row |= {"accuracy": None, "robust_accuracy": None}
+    return row
 
 
 def rows_of(piece: Piece, finished: list[Finished]) -> pd.DataFrame:
@@ -135,7 +194,7 @@ def header(piece: Piece, finished: list[Finished]) -> dict[str, str]:
     trials = [one.trial for one in finished]
     infos = [one.info for one in finished]
     lines = training_lines(trials)
-    if piece.kind == "train":
+    if piece.kind in ("train", "search", "frontier"):
         lines |= evaluation_lines(trials)
     lines["seeds"] = " ".join(sorted({str(trial.seed) for trial in trials}, key=int))
     lines["runs"] = f"{len(finished)} of {len(piece.trials)}"
@@ -156,6 +215,8 @@ def training_lines(trials: list[Trial]) -> dict[str, str]:
     dataset = of("dataset")
     if of("train_size") != "None":
         dataset += f", first {of('train_size')} training images"
+    if of("validation_size") != "0":
+        dataset += f", of which {of('validation_size')} are held out"
     step_size = of("step_size").replace("None", "2.5 epsilon / steps")
     return {
         "dataset": dataset,
@@ -199,8 +260,8 @@ def evaluation_lines(trials: list[Trial]) -> dict[str, str]:
 
     lines = {
         "evaluation": (
-            f"{_subset_of(trials, 'evaluation_size')} test images, PGD-{of('evaluation_steps')}, "
-            f"one random start, rule {of('evaluation_rule')}; "
+            f"{_subset_of(trials, 'evaluation_size')} {_images_of(trials)}, "
+            f"PGD-{of('evaluation_steps')}, one random start, rule {of('evaluation_rule')}; "
             f"tick: {_tick_of(trials)}; "
             f"batch_accuracy is on the training batch, before its update"
             f"{_recalibration_of(trials)}"
@@ -232,6 +293,15 @@ def _subset_of(trials: list[Trial], name: str) -> str:
         else:
             words.append(f"{count} spread over all")
     return in_one_line(words)
+
+
+def _images_of(trials: list[Trial]) -> str:
+    """On what images the evaluations on the way are."""
+    kinds = []
+    for trial in trials:
+        held = f"of {trial.validation_size} held-out training images"
+        kinds.append(held if trial.validation_size else "test images")
+    return in_one_line(kinds)
 
 
 def _tick_of(trials: list[Trial]) -> str:

@@ -24,10 +24,12 @@ from ..runs import (
     Trial,
     build_training,
     is_done,
+    judged_images,
     only_one_process,
     provenance,
     read_run,
     run,
+    save_if_best,
     write_json,
 )
 from ..similarity import neighbour_similarity, staleness
@@ -182,23 +184,8 @@ class TrainUnit(StudyTrial):
         if record.robust_accuracy is None:  # only iterations that are evaluated are saved
             return
         if self.keep_best:
-            best = self.folder / "best.pt"
-            save_if_best(training, record.iteration, record.robust_accuracy, best)
+            save_if_best(training, record, self.folder / "best.pt")
         stop_at(self.deadline)
-
-
-def save_if_best(training: Training, iteration: int, robust_accuracy: float, path: Path) -> None:
-    """Save the weights if their robust accuracy is the best so far."""
-    best = -1.0
-    if path.exists():
-        best = torch.load(path, weights_only=True)["robust_accuracy"]
-    if robust_accuracy > best:
-        state = {
-            "model": training.model.state_dict(),
-            "robust_accuracy": robust_accuracy,
-            "iteration": iteration,
-        }
-        write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
 def record_divergence(trial: Trial, folder: Path, error: Exception) -> None:
@@ -453,7 +440,7 @@ def final_measurements(
 ) -> Iterator[tuple[str, Measurement]]:
     """What is measured of a final model; at the scale "tiny" on a few images, by one attack."""
     tiny = options["tiny"]
-    images, labels = training.test_images(32 if tiny else options.get("images"))
+    images, labels = judged_images(trial, training, 32 if tiny else options.get("images"))
     attack = trial.judge(restarts=2 if tiny else options.get("restarts", 10))
     if not isinstance(attack, PGD):
         raise ValueError(f"a final model is judged by PGD, not by {type(attack).__name__}.")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -23,8 +24,16 @@ from ..judge import autoattack_is_installed, together
 from ..paths import NOTEBOOKS, RESULTS, ROOT
 from ..runs import IF_CODE_CHANGED, Trial, put_aside
 from .cost import Speed, finals_of, seconds_of_runs
-from .plan import Piece, pieces_of
-from .tables import Finished, finished_in, finished_runs, write_result, write_table
+from .plan import Piece, budget_of, lacks_choice, pieces_of
+from .tables import (
+    Finished,
+    finished_in,
+    finished_runs,
+    write_frontier,
+    write_result,
+    write_search,
+    write_table,
+)
 from .units import (
     PARTS,
     FinalUnit,
@@ -158,6 +167,11 @@ def possible(pieces: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
         raise ValueError(f"packages are missing here for {listed}. {INSTALL}")
     if impossible:
         print(f"Left out, as packages are missing here: {listed}. {INSTALL}", flush=True)
+    unchosen = {piece.name: why for piece in pieces if (why := why_unchosen(piece))}
+    for name, why in unchosen.items():
+        if name in names:
+            raise ValueError(why)
+        print(f"Left out: {why}", flush=True)
     without_autoattack = [piece.name for piece in pieces if piece.kind == "finals"]
     if without_autoattack and not autoattack_is_installed():
         print(
@@ -165,7 +179,24 @@ def possible(pieces: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
             f"{', '.join(without_autoattack)}. {INSTALL}",
             flush=True,
         )
-    return [piece for piece in pieces if piece.name not in impossible]
+    return [piece for piece in pieces if piece.name not in impossible | unchosen]
+
+
+def why_unchosen(piece: Piece) -> str:
+    """Why a piece cannot run before a search; empty where it can, as all can at the scale "tiny".
+
+    A piece that judges the final models of another one waits for the same.
+    """
+    if piece.kind == "finals":
+        piece = long_piece(piece)
+    if piece.options.get("tiny") or not lacks_choice(piece):
+        return ""
+    search = piece.options["chosen"]
+    return (
+        f"{piece.name} takes its settings from the search {search}, and chosen.toml has none of it "
+        f"for all of its arms. First run `catlib study --profile {piece.profile} --piece {search}`,"
+        " then `catlib study --choose`."
+    )
 
 
 def lacking_packages(piece: Piece) -> list[str]:
@@ -332,6 +363,18 @@ class Kind:
     write: Callable[[Planned, Path, Path], None]
 
 
+def is_judged(trial: Trial, piece: Piece, finals: dict | None) -> bool:
+    """Whether a piece of kind "finals", of these options, judges this trial of a long piece.
+
+    It judges all of them; of a frontier those of the first ``of_seeds`` seeds at ``of_budgets``.
+    """
+    if finals is None:
+        return False
+    if trial.seed >= finals.get("of_seeds", trial.seed + 1):
+        return False
+    return "of_budgets" not in finals or budget_of(piece, trial) in finals["of_budgets"]
+
+
 def labelled(piece: Piece, trials: Sequence[tuple[str, Trial]]) -> Iterator[tuple[str, Trial]]:
     """Trials, each after what it is called while it runs."""
     for number, (arm, trial) in enumerate(trials, 1):
@@ -348,7 +391,7 @@ def train_units(piece: Piece, runs: Path, deadline: float) -> list[TrainUnit]:
             label=label,
             deadline=deadline,
             keep_best=keep_best,
-            finals=finals,
+            finals=finals if is_judged(trial, piece, finals) else None,
         )
         for label, trial in labelled(piece, piece.trials)
     ]
@@ -356,6 +399,14 @@ def train_units(piece: Piece, runs: Path, deadline: float) -> list[TrainUnit]:
 
 def write_training(planned: Planned, runs: Path, results: Path) -> None:
     write_table(planned.piece, runs, results)
+
+
+def write_searched(planned: Planned, runs: Path, results: Path) -> None:
+    write_search(planned.piece, runs, results)
+
+
+def write_by_budget(planned: Planned, runs: Path, results: Path) -> None:
+    write_frontier(planned.piece, runs, results)
 
 
 def parts_units(piece: Piece, runs: Path, deadline: float) -> list[PartsUnit]:
@@ -423,7 +474,8 @@ def final_units(piece: Piece, runs: Path, deadline: float) -> Sequence[FinalUnit
     """The final models of each long run; or the runs, where these are judged at their end."""
     long = long_piece(piece)
     if not long.options.get("keep_best", False):
-        return train_units(long, runs, deadline)
+        units = train_units(long, runs, deadline)
+        return [unit for unit in units if unit.finals is not None]
     return [
         FinalUnit(
             trial,
@@ -456,23 +508,29 @@ def write_finals(planned: Planned, runs: Path, results: Path) -> None:
     finished = []
     rows = []
     for one in finished_runs(long, runs):
+        if not is_judged(one.trial, long, piece.options):
+            continue
         units = [
             FinalUnit(one.trial, runs, model=model, options=piece.options)
             for model in final_models(piece.options)
         ]
         if "diverged" not in one.info and all(unit.is_done() for unit in units):
             finished.append(one)
-            rows += [final_row(one, unit) for unit in units]
+            rows += [final_row(long, one, unit) for unit in units]
     if rows:
-        write_result(replace(piece, trials=long.trials), pd.DataFrame(rows), finished, results)
+        judged = tuple(
+            (arm, trial) for arm, trial in long.trials if is_judged(trial, long, piece.options)
+        )
+        write_result(replace(piece, trials=judged), pd.DataFrame(rows), finished, results)
 
 
-def final_row(one: Finished, unit: FinalUnit) -> dict:
+def final_row(long: Piece, one: Finished, unit: FinalUnit) -> dict:
     found = unit.found()
     records = pd.read_csv(one.folder / "records.csv").set_index("iteration")
-    row = {
-        "arm": one.arm,
-        "seed": one.trial.seed,
+    row: dict[str, Any] = {"arm": one.arm, "seed": one.trial.seed}
+    if long.kind == "frontier":
+        row["budget"] = budget_of(long, one.trial)
+    row |= {
         "model": unit.model,
         "iteration": found["iteration"],
         "coverage": round(records.coverage[found["iteration"]], 4),
@@ -483,6 +541,8 @@ def final_row(one: Finished, unit: FinalUnit) -> dict:
 
 KINDS = {
     "train": Kind(train_units, write_training),
+    "search": Kind(train_units, write_searched),
+    "frontier": Kind(train_units, write_by_budget),
     "similarity": Kind(parts_units, write_parts),
     "draws": Kind(parts_units, write_parts),
     "notebook": Kind(notebook_units, write_notebook),
