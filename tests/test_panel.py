@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from catlib import PGD
+from catlib.collapse import Guard
 from catlib.lab import background
 from catlib.lab import panel as panel_module
 from catlib.lab.baselines import NFGSM
@@ -274,6 +275,37 @@ def test_a_live_sampling_number_and_what_it_did_to_the_cost(panel):
         assert examples[0] == 32 and examples[-1] - examples[-2] == 64
     marks = [text.get_text() for text in live.figure().axes[0].texts]
     assert marks == [" sampling number 64\n 2 × the passes\n"]
+
+
+def test_a_guard_keeps_its_milder_attack_and_drops_what_it_undid(monkeypatch):
+    """Its attack finds nothing, so the training collapses, and goes back with another one."""
+
+    def build(trial, training):
+        return Guard(training, share=0.4, size=20, remedy=see)
+
+    monkeypatch.setattr(background, "build_guard", build)
+    blind = Trial(
+        guard=True,
+        seed=1,
+        sampling_number=50,
+        iterations=24,
+        steps=1,
+        step_size=1e-3,
+        epsilon=0.15,
+        schedule="cyclic",
+        evaluate_every=0,
+        device="cpu",
+    )
+    live = background.BackgroundTraining(blind)
+    live.run()
+    assert live.guards["CAT"].collapses > 0
+    attack = live.trainings["CAT"].attack
+    assert (attack.steps, attack.step_size) == (2, 0.7 * 0.15)
+    assert [record.iteration for record in live.records["CAT"]] == list(range(1, 25))
+
+
+def see(attack):
+    return replace(attack, steps=2, step_size=0.7 * attack.epsilon)
 
 
 def test_the_data_wait_for_the_next_start(panel):

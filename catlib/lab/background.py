@@ -6,8 +6,16 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
+from ..collapse import Guard
 from ..training import Record, Training
-from .runs import Trial, build_training, records_of, training_attack
+from .runs import (
+    Trial,
+    build_guard,
+    build_training,
+    is_undone,
+    records_of,
+    training_attack,
+)
 
 # settings that count from the next iteration
 LIVE = ("alpha", "epsilon", "steps", "sampling_number")
@@ -32,6 +40,7 @@ class BackgroundTraining:
     changes: list[tuple[int, str, Any]]  # (iteration, setting, new value), for the picture
     begun: dict[str, Trial]  # the trials as they were at the start
     trainings: dict[str, Training]
+    guards: dict[str, Guard | None]  # None where the trial asks for none
     records: dict[str, list[Record]]
 
     def __init__(self, trials: Trial | dict[str, Trial]):
@@ -66,6 +75,7 @@ class BackgroundTraining:
         self.changes = []
         self.begun = dict(self.trials)
         self.trainings = {}
+        self.guards = {}
         self.records = {name: [] for name in self.trials}
         self._stopping.clear()
         self._go.set()
@@ -149,6 +159,8 @@ class BackgroundTraining:
             self.changed(new=True)
             with TURN:  # initial weights come of a seed set in the global state
                 self.trainings = {name: build_training(trial) for name, trial in self.begun.items()}
+            for name, trial in self.begun.items():
+                self.guards[name] = build_guard(trial, self.trainings[name])
             finished = self._train()
             self._end("finished" if finished else "stopped")
         except Exception as error:
@@ -162,7 +174,7 @@ class BackgroundTraining:
     def _train(self) -> bool:
         """Iterations of the trials in turn, until all have ended (True) or are stopped (False)."""
         streams = {
-            name: records_of(self.begun[name], training)
+            name: records_of(self.begun[name], training, self.guards[name])
             for name, training in self.trainings.items()
         }
         while streams:
@@ -171,12 +183,15 @@ class BackgroundTraining:
                 if self._stopping.is_set():
                     return False
                 self._apply(self.trials[name], self.trainings[name])
+                guard = self.guards[name]
+                if guard is not None:
+                    self.trainings[name].attack = guard.milder(self.trainings[name].attack)
                 with TURN:
                     record = next(streams[name], None)
                 if record is None:
                     del streams[name]
                     continue
-                self.records[name].append(record)
+                self._keep(name, record)
                 self.changed(new=record.accuracy is not None)
                 time.sleep(0.001)  # a lock is not fair: the next one in line may take it now
         return True
@@ -188,6 +203,15 @@ class BackgroundTraining:
         if trial.method == "CAT":
             training.sampler.alpha = trial.alpha
         training.attack = training_attack(trial)
+
+    def _keep(self, name: str, record: Record) -> None:
+        """Add a record, or drop those of iterations that a guard has just undone."""
+        records = self.records[name]
+        training = self.trainings[name]
+        if is_undone(record, training):
+            self.records[name] = [one for one in records if one.iteration <= training.iteration]
+        else:
+            records.append(record)
 
     def _rest_if_paused(self) -> None:
         while not self._go.is_set():
