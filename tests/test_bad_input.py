@@ -1,5 +1,7 @@
-# ruff: noqa: E501 - a row of the table is a line
-"""One table of bad input: each raises an error that names the value seen and the range allowed, and changes nothing."""
+"""One table of bad input.
+
+Each raises an error that names the value seen and the range allowed, and changes nothing.
+"""
 
 import re
 

@@ -120,7 +120,7 @@ def test_a_budget_is_what_a_run_counts():
 # end to end, on the digits
 
 
-def test_a_search_that_is_paused_goes_on_to_a_table_of_its_draws(tmp_path, study, monkeypatch):  # noqa: F811
+def test_a_paused_search_goes_on_to_its_table(tmp_path, study, monkeypatch):  # noqa: F811
     one = piece("search")
     ticks = iter([False] * 3 + [True] * 99)
     with monkeypatch.context() as patched:
