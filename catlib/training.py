@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -140,7 +141,8 @@ class Training(Iterator[Record]):
         device: "auto" takes a GPU if there is one.
         precision: "bfloat16" runs attack and update under autocast, "auto" does so on a GPU only.
             Evaluations are in float32; on a GPU the steps of their PGD are in the same precision as
-            training, the verdicts are not.
+            training, the verdicts are not. A processor without AVX-512 emulates bfloat16, which
+            takes many times as long as float32; a warning says so.
         compile: let torch.compile speed up attack and update; the first iteration takes a minute.
             On a GPU evaluations are compiled, too.
         progress: show a tqdm bar.
@@ -253,6 +255,8 @@ class Training(Iterator[Record]):
         on_gpu = self.device.type == "cuda"
         self._cuda = [self.device] if on_gpu else []
         bfloat16 = precision == "bfloat16" or (precision == "auto" and on_gpu)
+        if bfloat16 and self.device.type == "cpu":
+            _warn_if_bfloat16_is_emulated()
         self.tunes_convolutions = True  # on a GPU, in training: cuDNN tries its algorithms
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
         # on a CPU evaluations are always in float32, and their batches of many sizes not compiled
@@ -755,6 +759,17 @@ def choose_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     return torch.device(device)
+
+
+def _warn_if_bfloat16_is_emulated() -> None:
+    """Warn where oneDNN has no bfloat16 convolutions: on a processor with AVX2, not AVX-512."""
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        warnings.warn(
+            "this processor has no AVX-512, so that bfloat16 is emulated: a ResNet takes about 12 "
+            'times as long as in float32. Train with precision="float32", or on another machine.',
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 class _ProgressBar:

@@ -3,6 +3,7 @@
 import io
 import signal
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -550,6 +551,20 @@ def test_bfloat16_on_a_cpu(digits):
     assert training.batch.gain.dtype == training.batch.logits.dtype == torch.float32
     assert all(p.dtype == torch.float32 for p in training.model.parameters())
     assert records[-1].loss < records[0].loss and records[-1].accuracy > 0.5
+
+
+@pytest.mark.parametrize("capability, warned", [("AVX2", True), ("AVX512", False)])
+def test_emulated_bfloat16_is_said(digits, monkeypatch, capability, warned):
+    """On a processor without AVX-512, and only where bfloat16 was asked for."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make(digits, precision="auto")
+        assert not caught
+        make(digits, precision="bfloat16")
+    sentences = [str(warning.message) for warning in caught]
+    assert any('precision="float32"' in sentence for sentence in sentences) == warned
+    assert len(sentences) == warned
 
 
 # it fails before it spoils
