@@ -1,6 +1,7 @@
 """Every number on the claims page and in the README is recomputed from the tables, plainly."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise, product
 
 import nbformat
@@ -118,62 +119,47 @@ def test_where_each_arm_stood_at_the_end_is_recomputed():
 @measured
 def test_the_cells_of_tables_1_and_2_are_recomputed():
     """The iterations and the ratio in each cell of the page, parsed from the text."""
-    page = pages.claims_page(TABLES)
     pattern = re.compile(
         r"Table (\d)([ab]): (\d+) % (\S+ ?\S*) \| "
-        r"AT (\d+), CAT (\d+) ticks: ([\d.]+) \| (.*?) \| "
+        r"([\d.]+) (s|h) / ([\d.]+) \6 = ([\d.]+) \((\d+) and (\d+) ticks\) \| (.*?) \| "
     )
-    rows = pattern.findall(page)
+    rows = pattern.findall(pages.claims_page(TABLES))
     assert len(rows) == 15
     checked = 0
-    for number, _, level, metric, at_ticks, cat_ticks, printed, ours in rows:
-        dataset, metric, level = (
-            "mnist" if number == "1" else "cifar10",
-            metric.replace(" ", "_"),
-            int(level),
-        )
-        times, tick = (
-            PAPER[dataset][metric][level],
-            (12.8, 12.9) if dataset == "mnist" else (0.095, 0.095),
-        )
+    for number, _, level, metric, at, _, cat, printed, at_ticks, cat_ticks, ours in rows:
+        dataset = "mnist" if number == "1" else "cifar10"
+        metric = metric.replace(" ", "_")
+        level = int(level)
+        times = PAPER[dataset][metric][level]
+        tick = (12.8, 12.9) if dataset == "mnist" else (0.095, 0.095)
+        assert (float(at), float(cat)) == times
         assert [int(at_ticks), int(cat_ticks)] == [
             round(time / one) for time, one in zip(times, tick, strict=True)
         ]
         assert float(printed) == pytest.approx(times[0] / times[1], abs=0.006)
         for part in ours.split("<br>"):
-            match = re.match(
-                r"(.*?): AT (\d+) iterations, CAT (\d+) iterations "
-                r"\((\d)/\d and (\d)/\d seeds\): ([\d.]+)",
-                part,
+            said = re.match(
+                r"(.*?): AT (\d+), CAT (\d+) iterations \((\d+) seeds\): ([\d.]+)", part
             )
-            if match:
-                name = next(
-                    name
-                    for name in TABLES
-                    if "_tables" in name
-                    and pages.label(name) == match[1]
-                    and any(
-                        name in claim.tables
-                        for claim in claims.cell_claims()
-                        if claim.text.startswith(f"Table {number}")
-                    )
-                )
-                table = TABLES[name]
-                for arm, shown, reached in (
-                    ("AT", match[2], match[4]),
-                    ("CAT", match[3], match[5]),
-                ):
+            if said:
+                table = TABLES[table_of_cell(said[1], f"Table {number}")]
+                for arm, shown in (("AT", said[2]), ("CAT", said[3])):
                     mine = [
                         crossing(run, metric, level / 100, "iteration")
                         for _, run in table[table.arm == arm].groupby("seed")
                     ]
-                    mine = [cost for cost in mine if cost is not None]
-                    assert len(mine) == int(reached)
+                    assert len(mine) == int(said[4])
                     assert int(shown) == pytest.approx(np.mean(mine), abs=0.51)
                 pairs = ratios(table, "AT", "CAT", metric, level / 100, "iteration")
-                assert float(match[6]) == pytest.approx(np.exp(np.mean(np.log(pairs))), abs=0.006)
+                assert float(said[5]) == pytest.approx(np.exp(np.mean(np.log(pairs))), abs=0.006)
                 checked += 1
     assert checked
+
+
+def table_of_cell(label, text):
+    """The name of the table of this label that answers the cells of Table 1 or 2."""
+    names = {name for claim in claims.cell_claims() if text in claim.text for name in claim.tables}
+    return next(name for name in names & set(TABLES) if pages.label(name) == label)
 
 
 @measured
@@ -203,44 +189,41 @@ def final_gaps(table, arm, baseline):
 
 @measured
 def test_the_cheap_rival_is_said_together_with_what_it_loses():
-    """In one sentence: how many fewer passes, why, and the robust accuracy at the end."""
+    """In one sentence: how many fewer passes, and the robust accuracy at the end; as the README."""
+    table = TABLES["cpu_mnist_cheap"]
     sentence = next(
-        line for line in pages.findings(TABLES).splitlines() if line.startswith("- **Cheaper")
+        line for line in pages.findings(TABLES).splitlines() if line.startswith("- **A cheaper")
     )
-    factor = re.search(r"by a factor of ([\d.]+) \[", sentence)
-    loss = re.search(r"differs from AT by ([-+][\d.]+) \[", sentence)
-    assert "2 passes an example instead of 11" in sentence
-    gaps = final_gaps(TABLES["cpu_mnist_cheap"], "N-FGSM", "AT")
-    assert float(loss[1]) == pytest.approx(gaps.mean(), abs=0.051)
+    arm = re.search(r"with (\S+), ", sentence)[1]
+    factor = float(re.search(r"by a factor of ([\d.]+) \[", sentence)[1])
+    loss = float(re.search(r"differs from AT by ([-+][\d.]+) \[", sentence)[1])
+    gaps = final_gaps(table, arm, "AT")
+    assert loss == pytest.approx(gaps.mean(), abs=0.051)
+    levels = re.search(r"\(over ([\d, ]+) %\)", sentence)[1].split(", ")
     logs = []
-    for level in (0.5, 0.6, 0.7, 0.8):  # those that every run of both reached
-        pairs = ratios(
-            TABLES["cpu_mnist_cheap"], "CAT", "N-FGSM", "robust_accuracy", level, "passes"
-        )
-        assert len(pairs) == TABLES["cpu_mnist_cheap"].seed.nunique()
+    for level in levels:
+        pairs = ratios(table, "AT", arm, "robust_accuracy", int(level) / 100, "passes")
+        assert len(pairs) == table.seed.nunique()
         logs.append(np.log(pairs))
-    assert float(factor[1]) == pytest.approx(np.exp(np.mean(logs)), abs=0.051)
+    assert factor == pytest.approx(np.exp(np.mean(logs)), abs=0.051)
+    front = pages.front(TABLES)
+    assert f"with {arm}, " in front
+    assert f"takes {factor:.1f} times fewer" in front
+    side = "less" if loss < 0 else "more"
+    assert f"{abs(loss):.1f} points {side} robust" in front or "not shown to be more or" in front
+    few = table.seed.nunique() < 6
+    assert ("seeds no more can be shown" in front) == few
 
 
 @measured
 def test_the_readme_says_what_the_findings_say():
-    """The three sentences on the README: the verdict, its interval, and what the rival costs."""
+    """The verdict and how large the effect could be; where the words stand."""
     front = pages.front(TABLES)
     long = pages.findings(TABLES)
     word = re.search(r"it (?:is )?([a-z ]+) that CAT is faster:", long)[1]
     assert ("could **not show** that" if word == "not shown" else f"**{word}**") in front
-    bounds = re.search(r"CAT at most (\d+ % faster) or (\d+ % slower)", long)
-    if bounds is not None:
-        assert f"the 95 % interval reaches from {bounds[1]} to {bounds[2]} than plain" in front
-    gaps = final_gaps(TABLES["cpu_mnist_cheap"], "N-FGSM", "AT")
-    ends = re.search(r"ends ([\d.]+) points of robust accuracy (below|above) plain AT", front)
-    assert float(ends[1]) == pytest.approx(abs(gaps.mean()), abs=0.051)
-    assert ends[2] == ("below" if gaps.mean() < 0 else "above")
-    assert ("with 5 seeds no more can be shown" in front) == (len(gaps) == 5)
-    records = TABLES["cpu_mnist_cheap"]
-    row = pages.cheap_rivals(records, pages.piece_of("cpu_mnist_cheap")).set_index("arm")
-    factor = float(row.loc["N-FGSM", "AT / arm, passes"].split()[0])
-    assert f"needs {factor:.0f} times fewer passes to the same robust accuracy" in front
+    large = re.search(r"seeds; (CAT needs .*?)\)", long)[1]
+    assert large in front
     assert "words in catlib/lab/templates/front.md.j2" in front
 
 
@@ -249,16 +232,19 @@ def test_the_readme_says_what_the_findings_say():
     [
         (
             [1.2, 1.3, 1.2, 1.3, 1.2],
-            r"sooner \*\*holds\*\* .* \d+ % faster than .*\(a lead: with 5",
+            r"could \*\*not show\*\* .*: a lead: CAT needs 15 to 24 % fewer .* below 0\.06\.",
         ),
         (
             8 * [1.2, 1.3],
-            r"sooner \*\*holds\*\* \(MNIST, 16 seeds\): .* from 22 to 28 % faster .*AT\)\.",
+            r"sooner \*\*holds\*\* \(MNIST, 16 seeds\): CAT needs 18 to 22 % fewer iterations\.",
         ),
-        ([0.8, 0.9, 0.8, 0.9, 0.8], r"is \*\*contradicted\*\* .* to \d+ % slower than .*\(a lead"),
+        (
+            8 * [0.8, 0.9],
+            r"is \*\*contradicted\*\* .*: CAT needs 14 to 22 % more iterations\.",
+        ),
         (
             [0.9, 1.1, 1.0, 1.2],
-            r"We could \*\*not show\*\* that .* from \d+ % faster to \d+ % slower than",
+            r"We could \*\*not show\*\* that .* at most \d+ % fewer or \d+ % more iterations\.",
         ),
         ([1.1, 1.2], r"not show\*\* .*: 2 pairs of seeds are too few\."),
         ([], r"not show\*\* .* \(MNIST\): no level was reached by every run\."),
@@ -270,7 +256,11 @@ def test_the_readme_has_a_true_sentence_for_every_verdict(monkeypatch, ratios, s
     if ratios is not None:
         estimate = compare.ratio(ratios, np.ones(len(ratios)))
         one = compare.Overall(estimate, (0.5,) if ratios else (), ())
-        speed = {"ratio": estimate, "verdict": compare.faster_overall(one)}
+        speed = {
+            "ratio": estimate,
+            "verdict": compare.faster_overall(one),
+            "large": compare.how_much_faster(estimate),
+        }
     monkeypatch.setattr(pages, "_speed", lambda *_: speed)
     sentences = pages.front({}).splitlines()[1]
     assert re.search(says, sentences), sentences
@@ -291,33 +281,43 @@ def test_every_verdict_is_one_of_five_words():
     assert checked
 
 
-@measured
 def test_the_two_pages_say_the_same_about_a_claim():
-    """Every row of docs/tables.md is part of that claim's row on the claims page."""
-    printed = pages.printed_tables(TABLES)
+    """Every row of docs/tables.md is that claim's row on the claims page, without its number."""
+    table = pages.printed_tables(TABLES).split("| --- |")[-1]
+    cells = [row for row in table.splitlines() if row.startswith("| ")]
     page = pages.claims_page(TABLES)
-    for claim in claims.cell_claims():
-        best = next((table for table in claim.tables if table in TABLES), None)
-        if best is None:
-            continue
-        verdict = str(claims.answer(claim, TABLES[best], best).verdict)
-        of_page, of_printed = (
-            next(line for line in text.splitlines() if f"| {claim.text} |" in line)
-            for text in (page, printed)
-        )
-        assert of_printed.endswith(f"| {verdict} |")
-        assert verdict in of_page
+    assert len(cells) == 18  # 15 cells, and the robustness at the end three times
+    for row in cells:
+        assert row.removeprefix("| ") in page
 
 
 def test_every_claim_has_a_row_and_an_open_one_the_command_that_fills_it():
     page = pages.claims_page(TABLES)
     for claim in claims.all_claims():
-        assert f"| {claim.text} | {claim.paper} |" in page
+        rule = f"<br>*Holds if {claim.rule}.*" if claim.rule else ""
+        assert f"| {claim.text}{rule} | {claim.paper} |" in page
+        assert f"## {claim.group}\n" in page
+        assert bool(claim.tables) != bool(claim.untested)
+        assert f"not tested: {claim.untested}" in page
         for name in claim.tables:
             piece = summaries.piece_of(name)
             assert name in TABLES or piece.command in page
     for name in re.findall(r"\*\*not tested\*\*[^|]*?: \[`(\S+?)`\]", page):
-        assert f"- `{name}`." in page
+        assert f"- `{name}` (" in page
+
+
+def test_the_questions_at_the_top_have_the_answers_of_their_rows():
+    page = pages.claims_page(TABLES)
+    for claim, row in pages.numbered_rows(TABLES):
+        if claim.asked:
+            assert f"| {claim.asked} | {row['verdict']} | {row['']} |" in page
+
+
+def test_a_piece_that_is_not_complete_says_how_much_there_is():
+    piece = summaries.piece_of("cpu_mnist_tables")
+    assert pages.state_of(piece, {}) == "not begun"
+    some = records(100, 50, seeds=5)
+    assert pages.state_of(piece, {piece.table: some}) == "5 of 16 seeds"
 
 
 def records(at, cat, seeds=5):
@@ -357,14 +357,18 @@ def test_a_printed_ratio_outside_the_interval_is_said():
     table = records(100, 50, seeds=6)
     verdict = claims.cell(table, None, "robust_accuracy", 50, 5.0).verdict
     assert verdict.word == "holds in part"
-    assert "the printed 5.00 lies outside the interval" in verdict.remark
+    assert "smaller than printed: the interval ends at 2.01" in verdict.remark
+    unsure = claims.cell(records(100, 100, seeds=6), None, "robust_accuracy", 50, 0.5).verdict
+    assert unsure.word == "not shown"  # all pairs are equal: nothing is said of another ratio
+    assert "printed" not in unsure.remark
 
 
 def test_two_seeds_prove_nothing_and_three_little():
     two, three = (records(100, 50, seeds=seeds) for seeds in (2, 3))
     verdict = claims.cell(two, None, "robust_accuracy", 50, 2.0).verdict
     assert verdict == compare.Verdict("not shown", "2 pairs of seeds are too few")
-    assert "a lead" in claims.cell(three, None, "robust_accuracy", 50, 2.0).verdict.remark
+    lead = claims.cell(three, None, "robust_accuracy", 50, 2.0).verdict
+    assert lead.word == "not shown" and lead.remark.startswith("a lead: CAT needs")
 
 
 @pytest.mark.parametrize(
@@ -375,8 +379,10 @@ def test_competitive_means_no_worse_than_a_margin(gap, word):
     table = records(100, 100, seeds=8)
     noise = rng.normal(0, 0.004, len(table))
     table["robust_accuracy"] += noise + gap * (table.arm == "CAT")
-    answer = claims.competitive(table, None, "AT", "CAT", margin=0.02)
+    answer = claims.competitive(table, None, "AT", "CAT", margin=2)
     assert answer.verdict.word == word
+    few = claims.competitive(table[table.seed < 5], None, "AT", "CAT", margin=2).verdict
+    assert few.word == "not shown" and "5 seeds are too few" in few.remark
 
 
 def test_a_level_that_is_best_at_the_end_of_the_range_is_no_peak():
@@ -386,7 +392,7 @@ def test_a_level_that_is_best_at_the_end_of_the_range_is_no_peak():
         table["robust_accuracy"] = share + 0.001 * table.seed
         parts.append(table)
     rising = claims.peak(pd.concat(parts), None).verdict
-    assert rising.word == "not shown" and "no threshold" in rising.remark
+    assert rising.word == "holds in part" and "it rises; best at the largest" in rising.remark
     parts[2]["robust_accuracy"] -= 0.3
     fallen = claims.peak(pd.concat(parts), None).verdict
     assert (fallen.word, fallen.remark) == ("holds", "at k = 64")
@@ -425,8 +431,117 @@ def test_every_claim_names_a_measure_and_says_what_it_found():
     """A claim names a function, and a macro of the same name says its numbers."""
     macros = pages.templates().get_template("measures.j2").module
     for claim in claims.all_claims():
-        assert claim.measure in claims.MEASURES
-        assert hasattr(macros, claim.measure)
+        if claim.tables:
+            assert claim.measure in claims.MEASURES
+            assert hasattr(macros, claim.measure)
+
+
+def levels_piece(*levels):
+    """A piece of the study that times these levels of robust accuracy."""
+    piece = summaries.piece_of("cpu_mnist_tables")
+    return replace(piece, levels={"accuracy": [90], "robust_accuracy": list(levels)})
+
+
+@pytest.mark.parametrize(
+    ("at", "cat", "seeds", "factor", "word"),
+    [
+        (120, 40, 6, 2.0, "holds"),
+        (120, 60, 6, 3.0, "contradicted"),
+        (100, 100, 6, 3.0, "contradicted"),
+        (120, 60, 5, 3.0, "not shown"),  # five seeds show nothing
+    ],
+)
+def test_up_to_a_factor_is_judged_at_the_level_with_the_largest_ratio(at, cat, seeds, factor, word):
+    answer = claims.up_to(records(at, cat, seeds), levels_piece(50), factor)
+    assert answer.verdict.word == word
+    assert answer.numbers["count"] == 1
+
+
+def test_up_to_holds_in_part_where_the_factor_is_not_ruled_out():
+    table = records(100, 50, seeds=6)
+    wide = table.seed.isin([0, 1]) & (table.arm == "CAT")  # two pairs with a much larger ratio
+    table.loc[wide, "robust_accuracy"] = 0.6
+    verdict = claims.up_to(table, levels_piece(50), 6.0).verdict
+    assert verdict == compare.Verdict("holds in part", "faster, 6 times is not ruled out")
+
+
+def test_the_printed_range_is_compared_over_the_same_levels():
+    """50 % is timed and not printed; 60 % is both, and there the paper prints 1.07."""
+    answer = claims.printed_range(records(100, 50, seeds=6), levels_piece(50, 60), "mnist")
+    assert answer.numbers["overall"].levels == (0.6,)
+    assert answer.numbers["printed"] == pytest.approx(1.07)
+    assert answer.verdict.word == "holds"
+    assert "larger than printed" in answer.verdict.remark
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "word"),
+    [((100, 50), (100, 100), "holds"), ((100, 100), (100, 50), "contradicted")],
+)
+def test_two_datasets_are_compared_by_their_intervals(here, there, word):
+    piece = levels_piece(50)
+    beside = (records(*there, seeds=6), piece)
+    assert claims.larger_than(records(*here, seeds=6), piece, beside).verdict.word == word
+    alone = claims.larger_than(records(*here, seeds=6), piece, None).verdict
+    assert alone.word == "not shown"
+    few = (records(*there, seeds=5), piece)
+    assert claims.larger_than(records(*here, seeds=6), piece, few).verdict.word == "not shown"
+
+
+def test_who_needs_fewer_iterations_decides_not_where_they_end():
+    table = records(100, 50, seeds=6)
+    answer = claims.sooner(table, levels_piece(50), "AT", "CAT")
+    assert answer.verdict.word == "holds"
+    assert answer.numbers["difference"].value == pytest.approx(0)
+    failed = (table.arm == "CAT") & (table.seed == 0)
+    table.loc[failed, "accuracy"] = 0.1
+    assert "did not learn" in claims.sooner(table, levels_piece(50), "AT", "CAT").verdict.remark
+
+
+def test_a_table_without_an_arm_answers_nothing_about_it():
+    claim = next(one for one in claims.all_claims() if one.arguments.get("arm") == "boundary")
+    assert claims.answers(claim, {claim.tables[1]: records(100, 50)}) == {}
+
+
+def test_what_was_seen_is_compared_in_points():
+    table = records(100, 50, seeds=6)
+    table["coverage"] += 0.2 * (table.arm == "CAT") + 0.001 * table.seed
+    answer = claims.more_seen(table, None, "AT", "CAT")
+    assert answer.numbers["difference"].value == pytest.approx(0.2)
+    assert answer.verdict.word == "holds"
+
+
+@pytest.mark.parametrize(("loss", "word"), [(0.01, "holds"), (0.2, "contradicted")])
+def test_old_examples_fool_as_often_as_new_ones_or_not(loss, word):
+    rows = [
+        {"arm": "AT", "seed": seed, "iteration": i, "gap": gap, "start": "fresh", "success": 0.5}
+        | {"old_success": 0.5 - loss * (gap == 10) + 0.001 * seed}
+        for seed in range(6)
+        for i in range(1, 21)
+        for gap in (1, 10)
+    ]
+    answer = claims.old_examples(pd.DataFrame(rows), None, margin=5)
+    assert answer.verdict.word == word
+    assert answer.numbers["difference"].value == pytest.approx(0.0025 - loss)
+    without = pd.DataFrame(rows).drop(columns="old_success")
+    assert claims.old_examples(without, None, margin=5).verdict.word == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("others", "word", "says"),
+    [
+        ({"alpha 0": 150, "alpha 0.9": 100}, "holds in part", "sooner than α = 0"),
+        ({"alpha 0": 150, "alpha 0.9": 150}, "holds", ""),
+        ({"alpha 0": 150, "alpha 0.9": 50}, "contradicted", "sooner: α = 0.9"),
+    ],
+)
+def test_alpha_is_judged_by_iterations(others, word, says):
+    parts = [records(100, 100, seeds=6)]
+    for arm, first in others.items():
+        part = records(first, first, seeds=6)
+        parts.append(part[part.arm == "CAT"].assign(arm=arm))
+    verdict = claims.best_alpha(pd.concat(parts), levels_piece(50)).verdict
+    assert verdict == compare.Verdict(word, says)
 
 
 # ----- what the notebooks print of the study is what the page says
@@ -450,7 +565,7 @@ KINDS = ("plain", "markdown", "html")
 def verdict_of(measure, table):
     """What the page says to the claim that this measure answers from this table."""
     found = [
-        claims.answer(claim, TABLES[table], table).verdict
+        claims.answer(claim, TABLES, table).verdict
         for claim in claims.all_claims()
         if claim.measure == measure and table in claim.tables
     ]
@@ -466,9 +581,10 @@ def test_notebook_05_says_what_the_page_says(dataset):
     found = compare.similar_predictions(similar[similar.arm == "AT"])
     row = f"{dataset} {found['similarity']:.3f} {found['control']:.3f} "
     assert row + verdict_of("neighbours_alike", f"cpu_{dataset}_similarity") in text
-    rule = f"{dataset}, the study, drawn by AT"
+    rule = f"{dataset}, measured beforehand, drawn by AT"
     verdict = verdict_of("old_weights", f"cpu_{dataset}_similarity_staleness")
-    assert re.search(rf"{rule} \d+\+ -?[\d.]+ {re.escape(verdict)}", text)
+    interval = r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]"
+    assert re.search(rf"{rule} \d+\+ {interval} {re.escape(verdict)}", text)
 
 
 @measured

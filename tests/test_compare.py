@@ -231,7 +231,10 @@ def test_no_verdict_from_survivors():
     assert verdict.word == compare.NOT_SHOWN
     assert "CAT 5/6" in verdict.remark
     nobody = pd.Series(level(70, [60.0], [math.nan]))
-    assert compare.faster(nobody).word == compare.NOT_TESTED
+    assert compare.faster(nobody).word == compare.NOT_SHOWN
+    assert compare.faster(nobody).remark.startswith("not every run reached it: AT 1/1")
+    none = pd.Series(level(70, [math.nan], [math.nan]))
+    assert compare.faster(none).remark == "no run reached it: AT 0/1, CAT 0/1"
 
 
 def test_one_ratio_for_all_levels_takes_those_that_every_run_reached():
@@ -253,11 +256,17 @@ def test_one_ratio_for_all_levels_takes_those_that_every_run_reached():
 def test_a_verdict_says_how_large_the_effect_could_still_be():
     estimate = compare.Estimate(0.99, 0.92, 1.06, 8, 0.7)
     verdict = compare.judged(estimate, compare.how_much_faster(estimate), null=1)
-    assert str(verdict) == "not shown (CAT at most 6 % faster or 8 % slower)"
+    assert str(verdict) == "not shown (CAT needs at most 6 % fewer or 9 % more iterations)"
     gap = compare.Estimate(-0.01, -0.021, 0.003, 8, 0.2)
     assert compare.how_much_better(gap) == "CAT at most 0.3 points better or 2.1 worse"
     shown = compare.Estimate(1.05, 1.02, 1.08, 8, 0.01)
-    assert compare.how_much_faster(shown) == "CAT between 2 and 8 % faster"
+    assert compare.how_much_faster(shown) == "CAT needs 2 to 7 % fewer iterations"
+    barely = compare.Estimate(1.05, 1.001, 1.1, 8, 0.01)
+    assert compare.how_much_faster(barely, "X", "passes") == "X needs up to 9 % fewer passes"
+    slower = compare.Estimate(0.9, 0.8, 0.95, 8, 0.01)
+    assert compare.how_much_faster(slower) == "CAT needs 5 to 25 % more iterations"
+    same = compare.Estimate(1.0, 1.0, 1.0, 8, 1.0)
+    assert compare.how_much_faster(same) == "equal on all seeds, to one tick"
     doubted = compare.Estimate(1.05, 1.02, 1.08, 8, 0.12)
     assert compare.how_much_faster(doubted).endswith("but p is 0.12")
 
@@ -293,14 +302,19 @@ def test_with_few_classes_a_run_has_learned_before_it_reaches_twice_chance(
 
 
 @pytest.mark.parametrize(
-    ("mean", "control", "word"),
-    [(0.999, 0.998, "not shown"), (0.95, 0.8, "holds"), (0.7, 0.4, "holds in part")],
+    ("mean", "control", "success", "word"),
+    [
+        (0.999, 0.998, 0.5, "not shown"),
+        (0.95, 0.8, 0.5, "holds"),
+        (0.7, 0.4, 0.5, "holds in part"),
+        (0.95, 0.8, 0.96, "not tested"),  # a model that only guesses
+    ],
 )
-def test_similarity_counts_in_the_second_half_and_above_its_control(mean, control, word):
+def test_similarity_counts_in_the_second_half_and_above_its_control(mean, control, success, word):
     early = {"mean": 0.5, "control": 0.1}  # the untrained start
     late = {"mean": mean, "control": control}
     rows = [
-        {"gap": 1, "start": "fresh", "iteration": i, "agreement": 1.0, "success": 0.5}
+        {"gap": 1, "start": "fresh", "iteration": i, "agreement": 1.0, "success": success}
         | (late if i > 5 else early)
         for i in range(1, 11)
     ]

@@ -120,9 +120,12 @@ def test_neighbours_are_compared_as_a_loop_over_stored_models_would(digits):
     for record in run:
         models[record.iteration] = copy.deepcopy(run.model).eval()
 
-    def logits(iteration, start):
+    def examples(iteration, start):
         generator = torch.Generator().manual_seed(7 if start == "same" else 7 + iteration)
-        return models[iteration](ATTACK(models[iteration], x, y, generator=generator)).detach()
+        return ATTACK(models[iteration], x, y, generator=generator)
+
+    def logits(iteration, start):
+        return models[iteration](examples(iteration, start)).detach()
 
     assert len(table) == 2 * (5 + 3)
     for row in table.itertuples():
@@ -139,6 +142,8 @@ def test_neighbours_are_compared_as_a_loop_over_stored_models_would(digits):
         )
         assert row.agreement == (before.argmax(1) == now.argmax(1)).double().mean().item()
         assert row.success == (now.argmax(1) != y).double().mean().item()
+        on_old = models[row.iteration](examples(row.iteration - row.gap, row.start))
+        assert row.old_success == pytest.approx((on_old.argmax(1) != y).double().mean().item())
         # the partner is the previous image of the class, the last for the first
         classmates = [[j for j in range(60) if y[j] == y[i]] for i in range(60)]
         partner = [mates[mates.index(i) - 1] for i, mates in enumerate(classmates)]

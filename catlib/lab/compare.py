@@ -23,6 +23,7 @@ COSTS = {
     "passes": "forward-backward passes",
     "seconds": "seconds of training",
 }
+SIGNIFICANT = 0.05  # the largest p that is called clear
 METRICS = {
     "accuracy": "accuracy",
     "robust_accuracy": "robust accuracy",
@@ -90,16 +91,28 @@ class Estimate:
     def side(self, null: float = 0) -> str:
         """Where the truth is shown to lie: "above" the null, "below" it, or neither: "across" it.
 
-        Both tests must agree: the interval excludes the null, and the sign-flip p is below 5 %, or,
-        with fewer than six pairs, as small as it can be.
+        Both tests must agree: the interval excludes the null, and the sign-flip p is at most 5 %,
+        for which six pairs are needed. The p is of no difference, so it speaks for that null alone.
         """
-        if not self.p <= max(0.05, self.smallest_p):
+        if not self.p <= SIGNIFICANT:
             return "across"
+        return self._interval_side(null)
+
+    def _interval_side(self, null: float) -> str:
         if self.low > null:
             return "above"
         if self.high < null:
             return "below"
         return "across"
+
+    def is_lead(self, null: float = 0) -> bool:
+        """Whether all that is missing is more pairs: all of them agree, but they are too few."""
+        as_small_as_can_be = self.p <= self.smallest_p
+        return (
+            self.smallest_p > SIGNIFICANT
+            and as_small_as_can_be
+            and self._interval_side(null) != "across"
+        )
 
     @property
     def smallest_p(self) -> float:
@@ -198,12 +211,17 @@ def reach(run: pd.DataFrame, level: float, metric: str = "robust_accuracy") -> p
         level: in [0, 1].
         metric: "accuracy" or "robust_accuracy".
     """
-    run = run.dropna(subset=[metric]).sort_values("iteration")
-    value = run[metric].to_numpy()
+    run = run.sort_values("iteration")
+    place = _sustained(run[metric].to_numpy(), level)
+    return None if place is None else run.iloc[place]
+
+
+def _sustained(values: np.ndarray, level: float) -> int | None:
+    """The place of the first sustained crossing among the values of one run, in their order."""
+    evaluated = np.flatnonzero(~np.isnan(values))
+    value = values[evaluated]
     crossed = (value[:-1] >= level) & ((value[:-1] + value[1:]) / 2 >= level)
-    if not crossed.any():
-        return None
-    return run.iloc[crossed.argmax()]
+    return int(evaluated[crossed.argmax()]) if crossed.any() else None
 
 
 def costs(
@@ -221,9 +239,9 @@ def costs(
         by: the column that tells the arms apart.
     """
     rows = []
-    for (name, seed), run in records.groupby([by, "seed"]):
-        row = reach(run, level, metric)
-        took = dict.fromkeys(COSTS, math.nan) if row is None else row[list(COSTS)].to_dict()
+    for (name, seed), run in records.sort_values("iteration").groupby([by, "seed"]):
+        place = _sustained(run[metric].to_numpy(), level)
+        took = {cost: math.nan if place is None else run[cost].to_numpy()[place] for cost in COSTS}
         rows.append({by: name, "seed": seed, **took})
     return pd.DataFrame(rows)
 
@@ -486,67 +504,84 @@ def judged(estimate: Estimate, how_large: str, null: float = 0) -> Verdict:
     """
     if estimate.pairs < 3:
         return Verdict(NOT_SHOWN, f"{estimate.pairs} pairs of seeds are too few")
+    if estimate.is_lead(null):
+        return Verdict(NOT_SHOWN, f"a lead: {how_large}; {too_few(estimate)}")
     if estimate.side(null) == "across":
         return Verdict(NOT_SHOWN, how_large)
-    word = HOLDS if estimate.side(null) == "above" else CONTRADICTED
-    return Verdict(word, lead(estimate))
+    return Verdict(HOLDS if estimate.side(null) == "above" else CONTRADICTED)
 
 
-def lead(estimate: Estimate) -> str:
-    """A caveat where even seeds that all agree cannot bring the sign-flip p below 5 %."""
-    if estimate.smallest_p < 0.05:
-        return ""
-    return f"a lead: with {estimate.pairs} seeds p cannot fall below {estimate.smallest_p:.2f}"
+def too_few(estimate: Estimate) -> str:
+    """Why a lead is no more than that."""
+    return f"with {estimate.pairs} seeds p cannot fall below {estimate.smallest_p:.2f}"
 
 
-def how_much_faster(estimate: Estimate, arm: str = "CAT") -> str:
-    """The ends of a ratio's interval, as "CAT at most 6 % faster or 8 % slower"."""
+def how_much_faster(estimate: Estimate, arm: str = "CAT", cost: str = "iterations") -> str:
+    """The ends of a ratio's interval, as "CAT needs at most 6 % fewer or 8 % more iterations".
+
+    Args:
+        estimate: of baseline / arm.
+        arm: the one that the sentence is about.
+        cost: what is counted.
+    """
     if estimate.low == estimate.high:
-        return "the same on all seeds, to one tick"
-    low = 100 * (estimate.low - 1)
-    high = 100 * (estimate.high - 1)
-    if low > 0:
-        return f"{arm} between {low:.0f} and {high:.0f} % faster{_but_p(estimate)}"
-    if high < 0:
-        return f"{arm} between {-high:.0f} and {-low:.0f} % slower{_but_p(estimate)}"
-    return f"{arm} at most {high:.0f} % faster or {-low:.0f} % slower"
+        return "equal on all seeds, to one tick"
+    fewest = 100 * (1 - 1 / estimate.high)
+    most = 100 * (1 / estimate.low - 1)
+    if most < 0:
+        return f"{arm} needs {_span(-most, fewest)} % fewer {cost}{_but_p(estimate)}"
+    if fewest < 0:
+        return f"{arm} needs {_span(-fewest, most)} % more {cost}{_but_p(estimate)}"
+    return f"{arm} needs at most {fewest:.0f} % fewer or {most:.0f} % more {cost}"
 
 
-def how_much_better(estimate: Estimate, arm: str = "CAT") -> str:
+def _span(low: float, high: float) -> str:
+    """Two percentages, as "2 to 9", or "up to 9" where the lower one rounds to zero."""
+    return f"{low:.0f} to {high:.0f}" if round(low) else f"up to {high:.0f}"
+
+
+def how_much_better(
+    estimate: Estimate, arm: str = "CAT", better: str = "better", worse: str = "worse"
+) -> str:
     """The ends of a difference's interval, as "CAT at most 0.3 points better or 2.1 worse"."""
     low = 100 * estimate.low
     high = 100 * estimate.high
     if low > 0:
-        return f"{arm} between {low:.1f} and {high:.1f} points better{_but_p(estimate)}"
+        return f"{arm} between {low:.1f} and {high:.1f} points {better}{_but_p(estimate)}"
     if high < 0:
-        return f"{arm} between {-high:.1f} and {-low:.1f} points worse{_but_p(estimate)}"
-    return f"{arm} at most {high:.1f} points better or {-low:.1f} worse"
+        return f"{arm} between {-high:.1f} and {-low:.1f} points {worse}{_but_p(estimate)}"
+    return f"{arm} at most {high:.1f} points {better} or {-low:.1f} {worse}"
 
 
 def _but_p(estimate: Estimate) -> str:
     """The p of the sign-flip test where it does not agree with the interval."""
-    if estimate.p <= max(0.05, estimate.smallest_p):
+    if estimate.p <= max(SIGNIFICANT, estimate.smallest_p):
         return ""
     return f" by the interval, but p is {estimate.p:.2f}"
 
 
 def faster(row: pd.Series, baseline: str = "AT", arm: str = "CAT") -> Verdict:
     """What one level of a :func:`speed_table` says to the claim that ``arm`` is faster."""
-    if row.pairs == 0:
-        arrivals = f"{baseline} {row[f'{baseline} reached']}, {arm} {row[f'{arm} reached']}"
-        return Verdict(NOT_TESTED, f"reached by both on no seed: {arrivals}")
     if not all_reached(row, baseline, arm):
         arrivals = f"{baseline} {row[f'{baseline} reached']}, {arm} {row[f'{arm} reached']}"
-        return Verdict(NOT_SHOWN, f"not every run reached it: {arrivals}")
+        some = any(int(row[f"{name} reached"].split("/")[0]) for name in (baseline, arm))
+        who = "not every run" if some else "no run"
+        return Verdict(NOT_SHOWN, f"{who} reached it: {arrivals}")
     estimate = estimate_of(row)
     return judged(estimate, how_much_faster(estimate, arm), null=1)
 
 
-def faster_overall(one: Overall, arm: str = "CAT") -> Verdict:
-    """What one ratio for several levels says to the claim that ``arm`` is faster."""
+def faster_overall(one: Overall, arm: str = "CAT", cost: str = "iterations") -> Verdict:
+    """What one ratio for several levels says to the claim that ``arm`` is faster.
+
+    Args:
+        one: of baseline / arm.
+        arm: the one that the claim is about.
+        cost: what is counted, in words.
+    """
     if not one.levels:
         return Verdict(NOT_SHOWN, "no level was reached by every run")
-    return judged(one.ratio, how_much_faster(one.ratio, arm), null=1)
+    return judged(one.ratio, how_much_faster(one.ratio, arm, cost), null=1)
 
 
 def better(last: pd.DataFrame, metric: str, baseline: str, arm: str) -> tuple[Estimate, Verdict]:
@@ -574,12 +609,20 @@ def failures(last: pd.DataFrame, *arms: str, classes: int = 10) -> str:
 # ------------------------------------------------------------------ Fig. 1, and old weights
 
 
+ALIKE = 0.9  # a cosine similarity
+ABOVE_CONTROL = 0.05  # of a cosine similarity: what another image of the class has, and more
+HARDLY_LEARNED = 0.9  # of ten classes a model that only guesses misreads as many
+RANKS_WELL = 0.7  # a rank correlation
+RANKS_IN_PART = 0.4
+
+
 def similar_predictions(rows: pd.DataFrame) -> dict:
     """Fig. 1 as a finding: similarity of predictions one iteration apart, second half of training.
 
     A similarity no more than 0.05 above that with another image of the class is no evidence: the
-    model answers alike for every image of the class. Otherwise the claim holds from 0.9 on, and in
-    part below that.
+    model answers alike for every image of the class. Neither is a model that had hardly learned,
+    which misreads most images under attack. Otherwise the claim holds from 0.9 on, and in part
+    below that.
 
     Args:
         rows: a table of :func:`catlib.lab.similarity.neighbour_similarity`. Where it has fresh
@@ -591,12 +634,14 @@ def similar_predictions(rows: pd.DataFrame) -> dict:
     if (rows.start == "fresh").any():
         rows = rows[rows.start == "fresh"]
     means = rows[["mean", "control", "agreement", "success"]].mean()
-    if means["mean"] - means.control < 0.05:
+    if means.success > HARDLY_LEARNED:
+        verdict = Verdict(NOT_TESTED, f"{means.success:.0%} misread: the models had hardly learned")
+    elif means["mean"] - means.control < ABOVE_CONTROL:
         verdict = Verdict(NOT_SHOWN, "predictions are as alike for another image of the class")
-    elif means["mean"] >= 0.9:
+    elif means["mean"] >= ALIKE:
         verdict = Verdict(HOLDS)
     else:
-        verdict = Verdict(IN_PART, "alike, but below 0.9")
+        verdict = Verdict(IN_PART, f"alike, but below {ALIKE}")
     return {
         "similarity": means["mean"],
         "control": means.control,
@@ -632,14 +677,15 @@ def old_weights(rows: pd.DataFrame, one_epoch: float, alpha: float = 0.5) -> dic
     if rows.iteration.max() < one_epoch:
         reached = f"weights reach {rows.iteration.max()} iterations, one epoch is {one_epoch:.0f}"
         verdict = Verdict(NOT_TESTED, f"not at the age that matters: {reached}")
-    elif correlation.low >= 0.7:
+    elif correlation.low >= RANKS_WELL:
         verdict = Verdict(HOLDS)
-    elif correlation.low >= 0.4:
-        verdict = Verdict(IN_PART, "a correlation between 0.4 and 0.7 is not ruled out")
-    elif correlation.high < 0.4:
+    elif correlation.low >= RANKS_IN_PART:
+        between = f"between {RANKS_IN_PART} and {RANKS_WELL}"
+        verdict = Verdict(IN_PART, f"a correlation {between} is not ruled out")
+    elif correlation.high < RANKS_IN_PART:
         verdict = Verdict(CONTRADICTED)
     else:
-        verdict = Verdict(NOT_SHOWN, "a correlation below 0.4 is not ruled out")
+        verdict = Verdict(NOT_SHOWN, f"a correlation below {RANKS_IN_PART} is not ruled out")
     return {
         "age": int(age),
         "correlation": correlation,
@@ -701,18 +747,25 @@ def audit(records: pd.DataFrame, dataset: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def reading_of(arm: str) -> str:
+    """What an arm of the audit has in common with the same reading of the other method."""
+    _, _, reading = arm.partition(", ")
+    return reading
+
+
 HARMLESS = 0.05  # an attack that costs less accuracy than this hardly does anything
 
 
 def audit_verdict(rows: pd.DataFrame) -> tuple[Verdict, dict]:
     """What an :func:`audit` says to the claim that the highest printed level can be had."""
     top = rows[rows.level == rows.level.max()]
+    readings = {reading_of(arm) for arm in top.arm}
     reached = top[top["reached on test"]]
     harmless = reached[reached.clean - reached.test < HARMLESS]
     real = reached.drop(harmless.index)
     numbers = {
         "level": rows.level.max(),
-        "readings": len(top),
+        "readings": len(readings),
         "real": list(real.arm),
         "harmless": dict(zip(harmless.arm, harmless.clean, strict=True)),
     }

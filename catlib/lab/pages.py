@@ -3,8 +3,8 @@
 Every text is generated from the tables in data/results; :mod:`catlib.lab.claims` and
 :mod:`catlib.lab.compare` give the numbers. The words stand in three places: the sentences in
 templates/*.j2, the claims in claims.toml, and the remark in brackets after a verdict where the
-verdict is given, in claims.py and compare.py. Headers of tables, and the names of what a table was
-measured on, stand here.
+verdict is given, in claims.py and compare.py. Headers of tables, what an arm is, and the names of
+what a table was measured on, stand here.
 """
 
 from functools import lru_cache
@@ -14,27 +14,28 @@ import jinja2
 import pandas as pd
 
 from ..files import write_whole
-from . import claims, markdown
+from . import advice, claims, markdown
 from .claims import Answer, Claim, final_metric, first_there, levels_of, tables_of
 from .compare import (
-    METRICS,
+    Estimate,
     all_reached,
     costs,
     did_not_learn,
     difference,
     ends,
     estimate_of,
+    failures,
     faster_overall,
     how_much_faster,
     measured,
     overall,
     percent,
-    readable,
     speed_table,
 )
 from .figures import COLOURS, curves, use_style
-from .paper import NAMES, paper_table
+from .paper import NAMES, TRAINING_IMAGES, paper_table
 from .paths import DOCS, README, RESULTS, ROOT
+from .runs import Trial
 from .study.plan import Piece
 from .summaries import Tables, all_pieces, final, is_complete, load_tables, piece_of, summary
 
@@ -85,13 +86,15 @@ def label(table: str) -> str:
     """What a table was measured on, in a few words."""
     piece = piece_of(table)
     _, trial = piece.trials[0]
-    model = trial.model
-    if trial.width is not None:
-        model = f"slim {model} of width {trial.width}"
-    words = [model, epsilon_of(piece)]
+    words = [network(trial), epsilon_of(piece), f"PGD-{trial.steps}"]
+    words.append(f"{trial.iterations:,} iterations")
     if trial.train_size:
         words.append(f"{trial.train_size:,} training images")
     return ", ".join(words)
+
+
+def network(trial: Trial) -> str:
+    return trial.model if trial.width is None else f"slim {trial.model} of width {trial.width}"
 
 
 def title(table: str) -> str:
@@ -116,16 +119,29 @@ def claim_row(claim: Claim, tables: Tables) -> dict[str, str]:
     verdicts = [f"{label(name)}: {answer.verdict}" for name, answer in answers.items()]
     if len(answers) == 1:
         verdicts = [str(answer.verdict) for answer in answers.values()]
+    if claim.untested:
+        verdicts.append(f"not tested: {claim.untested}")
     piece = claims.open_piece(claim, tables)
     if piece:
-        model = " with ResNet-18" if piece.profile == "paper" else ""
+        model = " with the full ResNet-18" if piece.profile == "paper" else ""
         verdicts.append(f"**not tested**{model}: [`{piece.table}`](#open)")
+    rule = f"<br>*Holds if {claim.rule}.*" if claim.rule else ""
     return {
-        "claim": claim.text,
+        "claim": claim.text + rule,
         "paper": claim.paper,
         "ours": "<br>".join(found) or "—",
         "verdict": "<br>".join(verdicts),
     }
+
+
+def numbered_rows(tables: Tables) -> list[tuple[Claim, dict[str, str]]]:
+    """Every claim and its row, with its number on the page."""
+    every = claims.all_claims()
+    rows = [claim_row(claim, tables) for claim in every]
+    return [
+        (claim, {"": str(number)} | row)
+        for number, (claim, row) in enumerate(zip(every, rows, strict=True), 1)
+    ]
 
 
 def front(tables: Tables) -> str:
@@ -145,16 +161,31 @@ def findings(tables: Tables) -> str:
     return render(
         "findings.md.j2",
         printed={
-            "low": f"{100 * (printed.min() - 1):.0f}",
-            "high": f"{100 * (printed.max() - 1):.0f}",
+            "low": f"{100 * (1 - 1 / printed.min()):.0f}",
+            "high": f"{100 * (1 - 1 / printed.max()):.0f}",
         },
         speed=_speed(first_there("mnist", tables), tables),
         strong=_speed(first_there("mnist_strong", tables), tables),
+        constant=_learned(first_there("mnist_constant", tables), tables),
         parts=_parts(first_there("controls", tables), tables),
         three=_three_times(tables),
         rival=_rival(tables),
         readings=_readings(tables),
     )
+
+
+def asked(rows: list[tuple[Claim, dict[str, str]]]) -> pd.DataFrame:
+    """The questions at the top of the page, each with its verdicts and the row that has more.
+
+    Args:
+        rows: :func:`numbered_rows`.
+    """
+    answered = [
+        {"question": claim.asked, "answer": row["verdict"], "row": row[""]}
+        for claim, row in rows
+        if claim.asked
+    ]
+    return pd.DataFrame(answered)
 
 
 def _speed(name: str | None, tables: Tables) -> dict | None:
@@ -168,8 +199,10 @@ def _speed(name: str | None, tables: Tables) -> dict | None:
         final = last.final_robust_accuracy
         gap = difference(final["CAT"], final["AT"])
     one = overall(tables[name], levels_of(piece))
+    _, trial = piece.trials[0]
     return {
         "label": label(name),
+        "epochs": f"{epochs_of(trial):.2g}",
         "epsilon": epsilon_of(piece),
         "ratio": one.ratio,
         "verdict": faster_overall(one),
@@ -178,50 +211,67 @@ def _speed(name: str | None, tables: Tables) -> dict | None:
     }
 
 
-def _parts(name: str | None, tables: Tables) -> dict | None:
-    """What class balance and weights each change at the end."""
+def epochs_of(trial: Trial) -> float:
+    """How often a trial draws as many images as there are."""
+    images = trial.train_size or TRAINING_IMAGES[trial.dataset]
+    return trial.iterations * trial.sampling_number / images
+
+
+def _learned(name: str | None, tables: Tables) -> str | None:
+    """How many runs of each arm did not learn, in words."""
     if name is None:
         return None
-    last = ends(tables[name]).robust_accuracy
+    last = ends(tables[name])
+    return failures(last, *dict.fromkeys(tables[name].arm)) or None
+
+
+def _parts(name: str | None, tables: Tables) -> dict | None:
+    """What the weights change, beside the same balanced draws without them."""
+    if name is None:
+        return None
+    numbers = claims.sooner(tables[name], piece_of(name), "balance only", "CAT").numbers
     return {
         "label": label(name),
-        "balance": difference(last["balance only"], last["AT"]),
-        "weights": difference(last["CAT"], last["balance only"]),
+        "ratio": numbers["overall"].ratio,
+        "verdict": faster_overall(numbers["overall"]),
+        "gap": numbers["difference"],
     }
 
 
 def _three_times(tables: Tables) -> dict | None:
-    """The answer to the claim of 3 times on CIFAR-10."""
+    """The answer to the claim of 3 times on CIFAR-10, by the best table that is there."""
     claim = claims.all_claims()[0]
-    best = claim.tables[0]
-    if best not in tables:
+    best = first_there("cifar10", tables)
+    if best is None:
         return None
-    answer = claims.answer(claim, tables[best], best)
-    return {"verdict": str(answer.verdict), "ours": ours(claim, answer)}
+    answer = claims.answer(claim, tables, best)
+    words = {"verdict": str(answer.verdict), "ours": ours(claim, answer), "label": label(best)}
+    return words | {"full": best == claim.tables[0]}
 
 
 def _rival(tables: Tables) -> dict | None:
-    """N-FGSM with uniform draws on MNIST: how much sooner than AT and CAT, its end beside AT's."""
+    """The cheap attack that the advice begins with: how much sooner than AT, and where it ends.
+
+    Where none keeps up with AT, the one that loses least.
+    """
     name = tables_of("cheap")[1]
     if name not in tables:
         return None
     piece = piece_of(name)
+    found = [one for one in advice.rivals(tables[name], piece) if not one.failed]
+    best = advice.best_of(found)
+    if best is None:
+        best = max(found, key=lambda one: one.gap.value)
     last = ends(tables[name])
-    metric = final_metric(last)
     _, trial = piece.trials[0]
     passes = last.passes / last.iteration / trial.sampling_number
-    sooner = {
-        baseline: overall(
-            tables[name], levels_of(piece), cost="passes", baseline=baseline, arm="N-FGSM"
-        ).ratio
-        for baseline in ("AT", "CAT")
-    }
     return {
-        "passes": sooner["CAT"],
-        "passes_of_at": sooner["AT"],
-        "cost": f"{passes['N-FGSM'].mean():.0f}",
-        "cat_cost": f"{passes['CAT'].mean():.0f}",
-        "gap": difference(last.loc["N-FGSM", metric], last.loc["AT", metric]),
+        "arm": best.arm,
+        "what": ARMS[best.arm].split(" (")[0],  # without its source
+        "passes": best.passes,
+        "verdict": faster_overall(best.passes, best.arm, "passes"),
+        "cost": f"{passes[best.arm].mean():.0f} of the {passes['AT'].mean():.0f} passes",
+        "gap": best.gap,
     }
 
 
@@ -238,12 +288,14 @@ def _readings(tables: Tables) -> dict | None:
 
 def claims_page(tables: Tables) -> str:
     """data/results/README.md."""
-    rows = [claim_row(claim, tables) for claim in claims.all_claims()]
-    numbered = [{"": number} | row for number, row in enumerate(rows, 1)]
+    every = numbered_rows(tables)
+    groups: dict[str, list] = {}
+    for claim, row in every:
+        groups.setdefault(claim.group, []).append(row)
     audits = ("mnist_audit", "mnist_audit_weaker", "cifar10_audit")
     audited = tuple(table for name in audits for table in tables_of(name))
     sections = [
-        _section("The controls", tables_of("controls"), controls, tables, CONTROLS),
+        _section("The controls", tables_of("controls"), controls, tables),
         _section("The cheap rivals", tables_of("cheap"), cheap_rivals, tables),
         _section("The audit", audited, audit_table, tables, AUDIT),
     ]
@@ -252,33 +304,89 @@ def claims_page(tables: Tables) -> str:
         command=COMMAND,
         coverage=COVERAGE,
         findings=findings(tables),
-        claims=markdown.table(pd.DataFrame(numbered)),
+        asked=markdown.table(asked(every)),
+        groups=[
+            {"title": title, "table": markdown.table(pd.DataFrame(rows))}
+            for title, rows in groups.items()
+        ],
+        settings=markdown.table(settings(tables)) if tables else "",
+        arms=markdown.table(pd.DataFrame(ARMS.items(), columns=["arm", "what it is"])),
         sections=[section for section in sections if section["parts"]],
         open=[
-            piece
+            {"piece": piece, "state": state_of(piece, tables)}
             for piece in [*_of("paper"), *_of("cpu")]
             if piece.kind != "notebook" and not is_complete(piece, tables)
         ],
     )
 
 
-CONTROLS = one_line("""
-    Each control is CAT with one part taken away or changed. `balance only` draws at random,
-    equally many of each class; `weights only` draws by weight, whatever the classes;
-    `random subset` does neither. `inverted weights` prefers the easy examples, `warm-up` draws at
-    random at first. The last four replace w in the draw: `softplus` and `clamp` by positive
-    functions of it, `rank` by its place in the order, and `boundary` prefers a w close to 0, where
-    the model is unsure.
-""")
+def state_of(piece: Piece, tables: Tables) -> str:
+    """How much of a piece that is not complete there is."""
+    if piece.table not in tables or "seed" not in tables[piece.table]:
+        return "not begun"
+    there = tables[piece.table].seed.nunique()
+    planned = len({trial.seed for _, trial in piece.trials})
+    if there < planned:
+        return f"{there} of {planned} seeds"
+    return "measured before an arm or a value was added"
+
+
+def settings(tables: Tables) -> pd.DataFrame:
+    """What every table of the page was measured on: a row a table."""
+    used = dict.fromkeys(name for claim in claims.all_claims() for name in claim.tables)
+    rows = []
+    for name in used:
+        if name not in tables or name.endswith("_staleness"):
+            continue
+        piece = piece_of(name)
+        _, trial = piece.trials[0]
+        rows.append(
+            {
+                "table": f"`{name}.csv`",
+                "data": NAMES.get(trial.dataset, trial.dataset),
+                "network": network(trial),
+                "attack in training": f"PGD-{trial.steps}, {epsilon_of(piece)}",
+                "iterations": f"{trial.iterations:,} of {trial.sampling_number}",
+                "epochs": f"{epochs_of(trial):.2g}",
+                "checked every": f"{trial.evaluate_every} iterations",
+                "on test images": f"{trial.evaluation_size:,}",
+                "seeds": tables[name].seed.nunique(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# What an arm is: as AT or CAT, but for what is said.
+ARMS = {
+    "AT": "adversarial training: every epoch visits all images in a new random order",
+    "CAT": "draws by weight (Eq. 3 and 4, α = 0.5), equally many of each class",
+    "balance only": "CAT's draws without weights: random, equally many of each class",
+    "weights only": "CAT's draws without balance: by weight, whatever the classes",
+    "random subset": "neither weights nor balance: unlike in AT, an image may return at once",
+    "inverted weights": "CAT with the opposite weights: easy examples first",
+    "alpha 0.25": "CAT with another α; likewise the other values",
+    "temperature 1": "CAT with w / 1 in place of w / standard deviation of w; likewise 3",
+    "warm-up": "CAT that draws at random in its first iterations",
+    "softplus": "CAT that draws in proportion to softplus(w), a positive function of w",
+    "clamp": "CAT that draws in proportion to w, or nearly never where w is not positive",
+    "rank": "CAT that draws in proportion to the place of w in the order of all",
+    "boundary": "CAT that prefers a w close to 0, where the model is unsure",
+    "PGD-2": "AT by an attack of two steps",
+    "FGSM-RS": "AT by one step from a random start (Wong et al., ICLR 2020)",
+    "N-FGSM": "AT by one step from a noisy start (de Jorge et al., NeurIPS 2022)",
+    "free": "AT that updates the model at every step of the attack (Shafahi et al., NeurIPS 2019)",
+    "TRADES": "another loss, and an attack on the divergence (Zhang et al., ICML 2019)",
+    "MART": "a loss that stresses misread images (Wang et al., ICLR 2020)",
+    "CAT + ...": "the same with CAT's draws",
+}
 
 
 AUDIT = one_line("""
-    Is a printed robust accuracy reached within the printed iterations, on test images; and on
-    training batches? In brackets what decides: the median over seeds of the best robust accuracy
-    that a run had until then. Beside it stands the clean accuracy at that evaluation, median over
-    seeds: where the two hardly differ, the attack of this reading hardly does anything. So say how
-    far that attack moves a pixel on the mean, and the robust accuracy under signed PGD-20 with the
-    whole ε, both at the end of a run, where they were measured.
+    Is a printed robust accuracy reached within the printed iterations? What decides is the median
+    over seeds of the best robust accuracy that a run had until then, on test images and on its own
+    training batches. Beside it stands the clean accuracy at that evaluation, median over seeds:
+    where the two hardly differ, the attack of this reading hardly does anything; where it is near
+    10 %, the model had not learned yet.
 """)
 
 
@@ -296,6 +404,16 @@ def _section(title: str, names, make, tables: Tables, about: str = "") -> dict:
     return {"title": title, "about": about, "parts": parts}
 
 
+def points(estimate: Estimate) -> str:
+    """A difference with its interval and p."""
+    return one_line(templates().get_template("measures.j2").module.points(estimate))
+
+
+def times(estimate: Estimate) -> str:
+    """A ratio with its interval and p."""
+    return one_line(templates().get_template("measures.j2").module.ratio(estimate))
+
+
 def controls(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
     """What is left of CAT when a part is taken away or turned round."""
     level = highest_level(records, piece)
@@ -307,10 +425,10 @@ def controls(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
         gap = ""
         speed = ""
         if arm != "AT":
-            gap = difference(mine.robust_accuracy, last.loc["AT"].robust_accuracy).as_points()
+            gap = points(difference(mine.robust_accuracy, last.loc["AT"].robust_accuracy))
         if arm != "AT" and level is not None:
             row = speed_table(records, [level], arm=arm).iloc[0]
-            speed = estimate_of(row).as_ratio()
+            speed = times(estimate_of(row))
             if not all_reached(row, arm=arm):
                 speed = f"— ({row[f'{arm} reached']} seeds)"
         rows.append(
@@ -319,7 +437,7 @@ def controls(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
                 "seeds": len(mine),
                 "did not learn": failed[arm],
                 "robust accuracy at the end": percent(mine.robust_accuracy),
-                "difference to AT, points": gap,
+                "difference to AT": gap,
                 f"AT / arm, iterations to {100 * (level or 0):g} %": speed,
                 "training images seen": percent(mine.coverage),
             }
@@ -346,9 +464,9 @@ def cheap_rivals(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
         speed = ""
         levels = ""
         if arm != "AT":
-            gap = difference(mine[metric], last.loc["AT", metric]).as_points()
+            gap = points(difference(mine[metric], last.loc["AT", metric]))
             one = overall(records, levels_of(piece), cost="passes", arm=arm)
-            speed = one.ratio.as_ratio()
+            speed = times(one.ratio)
             levels = ", ".join(f"{100 * level:g}" for level in one.levels)
         rows.append(
             {
@@ -357,7 +475,7 @@ def cheap_rivals(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
                 "did not learn": failed[arm],
                 "passes in all": f"{mine.passes.mean():,.0f}",
                 "robust accuracy at the end": percent(mine[metric]),
-                "difference to AT, points": gap,
+                "difference to AT": gap,
                 "AT / arm, passes": speed,
                 "at levels that every run of both reached, %": levels,
             }
@@ -372,7 +490,7 @@ def audit_table(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
         on_test = yes_or_no(row["reached on test"], row.test, row.clean)
         in_training = yes_or_no(row["reached in training"], row.training)
         cells = rows.setdefault(row.arm, {"reading": row.arm})
-        cells[f"{row.level} %"] = f"{on_test}; {in_training}"
+        cells[f"{row.level} %"] = f"test: {on_test}<br>training: {in_training}"
         if "full_strength" in row:
             cells["a pixel moves, in ε"] = f"{row.moved:.2g}"
             cells["PGD-20 at full ε"] = f"{100 * row.full_strength:.1f} %"
@@ -390,66 +508,10 @@ def yes_or_no(reached: bool, share: float, clean: float | None = None) -> str:
 
 
 def printed_tables(tables: Tables) -> str:
-    """docs/tables.md: Tables 1 and 2 of the paper beside ours."""
-    name = first_there("mnist", tables)
-    if name is None:
-        return render("tables.md.j2", label=None, command=COMMAND)
-    rows = []
-    for claim in claims.cell_claims():
-        best = next((table for table in claim.tables if table in tables), None)
-        row = {"": claim.text, "paper": claim.paper}
-        if best is None:
-            row |= {"ours": "—", "verdict": "not tested: `make study PROFILE=paper`, on a GPU"}
-        else:
-            row |= _cell_of_page(claim, tables[best], best)
-        rows.append(row)
-    defence = next(claim for claim in claims.all_claims() if claim.measure == "competitive")
-    rows.append(
-        {"": "Competitive defence effect (abstract)", "paper": defence.paper}
-        | _cell_of_page(defence, tables[name], name)
-    )
-    strong = [table for table in tables_of("mnist_strong") if table in tables]
-    return render(
-        "tables.md.j2",
-        command=COMMAND,
-        label=label(name),
-        cells=markdown.table(pd.DataFrame(rows)),
-        strong=[
-            {"label": label(table), "table": markdown.table(strong_attack(tables[table], table))}
-            for table in strong
-        ],
-    )
-
-
-def _cell_of_page(claim: Claim, records: pd.DataFrame, table: str) -> dict[str, str]:
-    answer = claims.answer(claim, records, table)
-    return {"ours": ours(claim, answer), "verdict": str(answer.verdict)}
-
-
-def strong_attack(records: pd.DataFrame, table: str) -> pd.DataFrame:
-    """The iterations to every level and the robust accuracy in the end, where epsilon is large."""
-    rows = []
-    for metric, words in METRICS.items():
-        speed = speed_table(records, levels_of(piece_of(table), metric), metric)
-        for level, row in readable(speed).iterrows():
-            rows.append(
-                {
-                    "iterations to": f"{level} % {words}",
-                    "AT": row["AT"],
-                    "CAT": row["CAT"],
-                    "AT / CAT": row["AT/CAT"],
-                }
-            )
-    last = ends(records).final_robust_accuracy
-    rows.append(
-        {
-            "iterations to": "robust accuracy at the end, PGD-20 with restarts",
-            "AT": percent(last["AT"]),
-            "CAT": percent(last["CAT"]),
-            "AT / CAT": "",
-        }
-    )
-    return pd.DataFrame(rows)
+    """docs/tables.md: Tables 1 and 2 of the paper beside ours, as they stand on the claims page."""
+    rows = [row for claim, row in numbered_rows(tables) if claim.measure in ("cell", "competitive")]
+    rows = [{name: text for name, text in row.items() if name} for row in rows]
+    return render("tables.md.j2", command=COMMAND, cells=markdown.table(pd.DataFrame(rows)))
 
 
 # ------------------------------------------------------------------ files

@@ -39,6 +39,7 @@ PAPER = {
         },
     },
 }
+UNITS = {"mnist": "s", "cifar10": "h"}  # of those times
 PRINTED_TO = {"mnist": 0.1, "cifar10": 0.01}  # the last digit of those times
 EVALUATED_EVERY = {"mnist": 1, "cifar10": 10}  # iterations from one evaluation to the next (3.2)
 TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000}

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from catlib import load_data
 
 from . import compare, figures
-from .claims import at_the_end, levels_of
+from .claims import levels_of, sooner
 from .compare import COSTS, METRICS
 from .paper import NAMES, PAPER
 from .runs import Trial
@@ -239,7 +239,7 @@ def study_answer(piece: Piece) -> str:
             f"Over the levels that every run reached AT/CAT is {one.ratio.as_ratio()}: "
             f"{compare.how_much_faster(one.ratio)}."
         )
-    gap = at_the_end(records, piece, "AT", "CAT").numbers["difference"]
+    gap = sooner(records, piece, "AT", "CAT").numbers["difference"]
     failed = compare.failures(compare.ends(records), "AT", "CAT")
     sentences.append(
         f"At the end the robust accuracy of CAT differs by {gap.as_points()} points "
@@ -249,10 +249,21 @@ def study_answer(piece: Piece) -> str:
 
 
 def study_answers() -> str:
-    """A markdown list of all races of the study: :func:`study_answer`."""
+    """A markdown list of all races of the study, and in how many of them CAT is shown faster."""
     lines = []
+    verdicts = []
     for piece in study_races().values():
         lines.append(f"- **{setting_of(piece)}.** {study_answer(piece)}")
+        records = compare.measured(piece.table)
+        if records is not None:
+            one = compare.overall(records, levels_of(piece))
+            verdicts.append(compare.faster_overall(one).word)
+    shown = verdicts.count(compare.HOLDS)
+    lines.append("")
+    lines.append(
+        f"Over all levels that every run reached, CAT is shown to be faster in {shown} of "
+        f"{len(verdicts)} measured settings."
+    )
     return "\n".join(lines)
 
 

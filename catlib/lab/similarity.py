@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from catlib import PGD, Training, information_gain, smooth
+from catlib import PGD, Training, accuracy, information_gain, smooth
 from catlib.attacks import Network, check_adversarial
 from catlib.evaluation import judging
 
@@ -82,10 +82,24 @@ def adversarial_logits(
 
     In eval mode and float32. The model and the global random state are left as they were.
     """
+    _, logits = _attacked(model, images, labels, attack, seed, batch_size)
+    return logits
+
+
+def _attacked(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attack: Callable,
+    seed: int,
+    batch_size: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """(adversarial examples (B, C, H, W), logits (B, K)): see :func:`adversarial_logits`."""
     if not len(images):
         raise ValueError("there are no images to attack.")
     network = Network(model)
     generator = torch.Generator(images.device).manual_seed(seed)
+    examples = []
     logits = []
     with judging(model, images.device) as interrupts:
         torch.manual_seed(seed)
@@ -96,9 +110,10 @@ def adversarial_logits(
             else:
                 with interrupts.allowed():
                     adversarial = check_adversarial(attack(model, x.clone(), y.clone()), x)
+            examples.append(adversarial)
             with torch.no_grad():
                 logits.append(network(adversarial))
-    return torch.cat(logits)
+    return torch.cat(examples), torch.cat(logits)
 
 
 def neighbour_similarity(
@@ -134,7 +149,9 @@ def neighbour_similarity(
         agreement: the share of images with the same predicted class;
         control: the mean cosine similarity with another image of the same class, gap iterations
         ago. A similarity no larger than this says nothing about the image;
-        success: the attack's; n: the number of images.
+        success: the attack's, the share that it makes the model misread now; old_success: the share
+        that it misreads of the adversarial examples made gap iterations ago; n: the number of
+        images.
     """
     if training.iterations is None:
         raise ValueError(
@@ -148,10 +165,12 @@ def neighbour_similarity(
         )
     partner = _another_of_the_class(labels)
     rows = []
-    past: dict[str, deque[Tensor]] = {start: deque(maxlen=max(gaps)) for start in starts}
+    past: dict[str, deque[tuple[Tensor, Tensor]]] = {
+        start: deque(maxlen=max(gaps)) for start in starts
+    }
     for record in training:
         for start in starts:
-            logits = adversarial_logits(
+            adversarial, logits = _attacked(
                 training.model,
                 images,
                 labels,
@@ -167,8 +186,11 @@ def neighbour_similarity(
                         "gap": gap,
                         "iteration": record.iteration,
                     }
-                    rows.append(where | _compare(past[start][-gap], logits, labels, partner))
-            past[start].append(logits)
+                    old_examples, old_logits = past[start][-gap]
+                    row = where | _compare(old_logits, logits, labels, partner)
+                    row["old_success"] = 1 - accuracy(training.model, old_examples, labels)
+                    rows.append(row)
+            past[start].append((adversarial, logits))
     return pd.DataFrame(rows)
 
 
