@@ -398,13 +398,13 @@ def old_examples(rows: pd.DataFrame, piece: Piece, margin: float) -> Answer:
     rows = rows[(rows.arm == "AT") & (rows.iteration > rows.iteration.max() / 2)]
     rows = rows[rows.start == "fresh"] if (rows.start == "fresh").any() else rows
     if "old_success" not in rows:
-        numbers = {"by_gap": {}, "difference": None}
-        return Answer(Verdict(NOT_TESTED, "this table was measured without it"), numbers)
+        verdict = Verdict(NOT_TESTED, "this table was measured without it")
+        return Answer(verdict, {"by_gap": {}, "difference": None})
     by_gap = rows.groupby("gap")[["success", "old_success"]].mean()
     oldest = rows[rows.gap == rows.gap.max()].groupby("seed")[["success", "old_success"]].mean()
     gap = difference(oldest.old_success, oldest.success)
-    numbers = {"by_gap": by_gap.to_dict("index"), "difference": gap}
-    return Answer(keeps_up(gap, "the older example", margin), numbers)
+    verdict = keeps_up(gap, "the older example", margin)
+    return Answer(verdict, {"by_gap": by_gap.to_dict("index"), "difference": gap})
 
 
 def old_weights(rows: pd.DataFrame, piece: Piece) -> Answer:

@@ -108,8 +108,12 @@ def title(table: str) -> str:
 
 def ours(claim: Claim, answer: Answer) -> str:
     """What was measured for a claim: the macro of its measure, filled with the answer's numbers."""
-    macro = getattr(templates().get_template("measures.j2").module, claim.measure)
-    return one_line(macro(answer.numbers))
+    return in_words(claim.measure, answer.numbers)
+
+
+def in_words(macro: str, value) -> str:
+    """A macro of templates/measures.j2, filled."""
+    return one_line(getattr(templates().get_template("measures.j2").module, macro)(value))
 
 
 def claim_row(claim: Claim, tables: Tables) -> dict[str, str]:
@@ -213,6 +217,7 @@ def _speed(name: str | None, tables: Tables) -> dict | None:
 
 def epochs_of(trial: Trial) -> float:
     """How often a trial draws as many images as there are."""
+    assert trial.iterations is not None, "a trial of the study has an end"
     images = trial.train_size or TRAINING_IMAGES[trial.dataset]
     return trial.iterations * trial.sampling_number / images
 
@@ -406,12 +411,12 @@ def _section(title: str, names, make, tables: Tables, about: str = "") -> dict:
 
 def points(estimate: Estimate) -> str:
     """A difference with its interval and p."""
-    return one_line(templates().get_template("measures.j2").module.points(estimate))
+    return in_words("points", estimate)
 
 
 def times(estimate: Estimate) -> str:
     """A ratio with its interval and p."""
-    return one_line(templates().get_template("measures.j2").module.ratio(estimate))
+    return in_words("ratio", estimate)
 
 
 def controls(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
