@@ -53,6 +53,13 @@ def test_without_an_attack_that_keeps_up_none_is_named():
     assert "PGD-20" not in " ".join(others), "it is dearer than AT"
 
 
+def test_with_few_seeds_a_cheap_attack_is_a_lead():
+    records = table(runs("PGD-2", 3, 0.95))
+    first, second, *_ = advice.advice(records[records.seed < 5], PIECE)
+    assert first.startswith("No cheap attack is shown")
+    assert "PGD-2 reaches" in second and "(a lead, of 5 seeds)" in second
+
+
 def test_an_attack_with_runs_that_did_not_learn_is_not_advised():
     records = table(runs("N-FGSM", 2, 0.95, learns=False))
     first, second, *_ = advice.advice(records, PIECE)

@@ -38,6 +38,11 @@ class Rival:
         return not self.failed and self.passes.ratio.side(1) == "above"
 
     @property
+    def is_lead(self) -> bool:
+        """Whether it looks cheaper than AT on all seeds, which are too few to show it."""
+        return not self.failed and self.passes.ratio.is_lead(1)
+
+    @property
     def keeps_up(self) -> bool:
         """Whether the whole interval of its end lies above AT's less the margin."""
         return self.gap.low >= -MARGIN
@@ -66,7 +71,7 @@ def advice(records: pd.DataFrame, piece: Piece) -> list[str]:
     for one in found:
         if one.failed:
             sentences.append(f"Of {one.arm}, {one.failed} runs did not learn: stay away from it.")
-        elif one.is_cheaper and one is not best:
+        elif (one.is_cheaper or one.is_lead) and one is not best:
             sentences.append(f"{_cheaper(one)}, and {_at_the_end(one)}.")
     for arm in dict.fromkeys(records.arm):
         if arm.startswith(ON_TOP):
@@ -96,9 +101,10 @@ def _begin_with(best: Rival | None) -> str:
 
 def _cheaper(one: Rival) -> str:
     levels = ", ".join(f"{100 * level:g}" for level in one.passes.levels)
+    lead = f" (a lead, of {one.passes.ratio.pairs} seeds)" if one.is_lead else ""
     return (
         f"{one.arm} reaches {levels} % robust accuracy with fewer passes than AT, by a factor of "
-        f"{one.passes.ratio.as_ratio()}"
+        f"{one.passes.ratio.as_ratio()}{lead}"
     )
 
 
@@ -109,4 +115,4 @@ def _at_the_end(one: Rival) -> str:
 def _on_top(records: pd.DataFrame, piece: Piece, baseline: str, arm: str) -> str:
     """What CAT's draws add to another way of training, in passes to the same robust accuracy."""
     one = overall(records, levels_of(piece), cost="passes", baseline=baseline, arm=arm)
-    return f"CAT's draws on top of {baseline} save passes: {faster_overall(one, arm)}."
+    return f"CAT's draws on top of {baseline} save passes: {faster_overall(one, arm, 'passes')}."
