@@ -48,7 +48,7 @@ def build_model(name: str, data: Data, *, seed: int = 0, width: int | None = Non
         seed: of the initial weights; torch's global random state is left alone.
         width: of "resnet18" alone: channels of its first convolution, of which the four groups of
             layers have 1, 2, 4 and 8 times as many. None is 64, the published network; 16 is a slim
-            one with a sixteenth of its weights, for a few CPU cores.
+            one with a sixteenth of its weights, for a few CPU cores; 8 is the least.
     Raises: ValueError: an unknown name, images too small for the cnn, a width where there is none
         to choose, or a model of your own that cannot be used; the message says what is wrong.
     """
@@ -79,11 +79,16 @@ def build_model(name: str, data: Data, *, seed: int = 0, width: int | None = Non
     return nn.Sequential(normalize, network)
 
 
+# With fewer channels the weights' gradient of a strided 1x1 convolution is wrong and overwrites the
+# memory beside it on a processor without AVX-512 (github.com/uxlfoundation/oneDNN/issues/6035).
+SLIMMEST = 8
+
+
 def check_width(name: str, width: int | None) -> None:
     """Raise ValueError if a model of this name cannot have this width."""
     if width is None:
         return
-    check_count("width", width, at_least=1)
+    check_count("width", width, at_least=SLIMMEST)
     if name != "resnet18":
         raise ValueError(
             f"width is {width} and model is {name!r}; only resnet18 has a width to choose. "

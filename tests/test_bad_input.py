@@ -853,17 +853,17 @@ TABLE = {
         "4 x 4",
     ),
     "an unknown model": (lambda: build_model("vgg", DIGITS), ValueError, "'vgg'", "cnn, resnet18"),
-    "a width of 0": (
-        lambda: build_model("resnet18", DIGITS, width=0),
+    "a width of 4": (
+        lambda: build_model("resnet18", DIGITS, width=4),
         ValueError,
-        "0",
-        "integer of at least 1",
+        "width is 4",
+        "integer of at least 8",
     ),
     "half a width": (
         lambda: build_model("resnet18", DIGITS, width=16.5),
         ValueError,
         "16.5",
-        "integer of at least 1",
+        "integer of at least 8",
     ),
     "a width of a cnn": (
         lambda: build_model("cnn", DIGITS, width=16),
@@ -887,7 +887,7 @@ TABLE = {
         lambda: Trial(model="resnet18", width=0),
         ValueError,
         "0",
-        "at least 1",
+        "at least 8",
     ),
     # training
     "a sampler that cannot learn": (

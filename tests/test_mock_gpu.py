@@ -132,7 +132,7 @@ WAYS = {
     "batch mean": {"crafting": "batch mean", "evaluation_rule": "batch mean"},
     "l2": {"norm": "l2", "epsilon": 1.0},
     "restarts": {"rule": "gradient", "restarts": 2},
-    "batch norm": {"model": "resnet18", "width": 4, "batch_norm": "train", "recalibrate": 64},
+    "batch norm": {"model": "resnet18", "width": 8, "batch_norm": "train", "recalibrate": 64},
     "schedules": {"optimizer": "adam", "schedule": "cyclic", "epsilon_warm_up": 3, "warm_up": 2},
     "unbalanced": {"class_balanced": False, "temperature": 2.0},
     "boundary": {"weighting": "boundary"},

@@ -120,20 +120,20 @@ def test_an_id_is_stable_and_tells_settings_apart():
 def test_a_slim_resnet_is_named_in_the_run_and_in_its_settings(tmp_path):
     slim = Trial(
         model="resnet18",
-        width=4,
+        width=8,
         iterations=1,
         sampling_number=10,
         steps=1,
         evaluate_every=0,
         device="cpu",
     )
-    assert slim.id.startswith("digits-resnet18-w4-CAT-k10-s0-")
+    assert slim.id.startswith("digits-resnet18-w8-CAT-k10-s0-")
     assert replace(slim, width=None).id.startswith("digits-resnet18-CAT-k10-s0-")
     info = runs.read_run(run(slim, tmp_path))
-    assert info["trial"]["width"] == 4
+    assert info["trial"]["width"] == 8
     assert Trial(**info["trial"]) == slim
     weights = torch.load(tmp_path / slim.id / "checkpoint.pt", weights_only=True)
-    assert weights["training"]["model"]["1.conv1.weight"].shape == (4, 1, 3, 3)
+    assert weights["training"]["model"]["1.conv1.weight"].shape == (8, 1, 3, 3)
 
 
 @pytest.mark.parametrize(
