@@ -44,7 +44,17 @@ class Size:
     warm: int = 6
 
 
-TINY = Size("digits", 4, 8, 8, 64, 2, 16, 1, 1)
+TINY = Size(
+    "digits",
+    width=8,
+    most=8,
+    crafted=8,
+    product=64,
+    iterations=2,
+    judged=16,
+    rounds=1,
+    warm=1,
+)
 # tests/test_mock_gpu.py runs every line of them on a mock GPU; no bar can be met there
 IS_TINY = os.environ.get("CATLIB_BENCH") == "tiny"
 SIZE = TINY if IS_TINY else Size()
