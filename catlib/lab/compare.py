@@ -525,7 +525,7 @@ def how_much_faster(estimate: Estimate, arm: str = "CAT", cost: str = "iteration
         cost: what is counted.
     """
     if estimate.low == estimate.high:
-        return "equal on all seeds, to one tick"
+        return "the same on all seeds, to one tick"
     fewest = 100 * (1 - 1 / estimate.high)
     most = 100 * (1 / estimate.low - 1)
     if most < 0:
