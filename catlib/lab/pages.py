@@ -41,6 +41,7 @@ from .summaries import Tables, all_pieces, final, is_complete, load_tables, piec
 
 TEMPLATES = Path(__file__).with_name("templates")
 COMMAND = "catlib pages"
+CLAIMS_PAGE = "../data/results/README.md"  # from docs/
 # How often the 95 % interval covers the truth, in percent, simulated in tests/test_compare.py:
 # with normal data; and where one run of CAT in five does not learn, by pairs of seeds.
 COVERAGE = {"normal": 95, "collapsing": {5: 67, 8: 83, 12: 93}}
@@ -514,9 +515,17 @@ def yes_or_no(reached: bool, share: float, clean: float | None = None) -> str:
 
 def printed_tables(tables: Tables) -> str:
     """docs/tables.md: Tables 1 and 2 of the paper beside ours, as they stand on the claims page."""
-    rows = [row for claim, row in numbered_rows(tables) if claim.measure in ("cell", "competitive")]
-    rows = [{name: text for name, text in row.items() if name} for row in rows]
-    return render("tables.md.j2", command=COMMAND, cells=markdown.table(pd.DataFrame(rows)))
+    rows = [
+        {name: text.replace("](#", f"]({CLAIMS_PAGE}#") for name, text in row.items() if name}
+        for claim, row in numbered_rows(tables)
+        if claim.measure in ("cell", "competitive")
+    ]
+    return render(
+        "tables.md.j2",
+        command=COMMAND,
+        page=CLAIMS_PAGE,
+        cells=markdown.table(pd.DataFrame(rows)),
+    )
 
 
 # ------------------------------------------------------------------ files
