@@ -211,8 +211,8 @@ def larger_than(
     numbers = {"here": here, "there": there}
     if there is None or not (here.levels and there.levels):
         return Answer(Verdict(NOT_SHOWN, "not both have a level that every run reached"), numbers)
-    if min(here.ratio.pairs, there.ratio.pairs) < 6:
-        return Answer(Verdict(NOT_SHOWN, "fewer than 6 pairs of seeds"), numbers)
+    if not (here.ratio.has_enough_pairs and there.ratio.has_enough_pairs):
+        return Answer(Verdict(NOT_SHOWN, "too few seeds"), numbers)
     if here.ratio.low > there.ratio.high:
         return Answer(Verdict(HOLDS), numbers)
     if here.ratio.high < there.ratio.low:
@@ -238,7 +238,7 @@ def up_to(records: pd.DataFrame, piece: Piece, factor: float) -> Answer:
     verdict = faster(best)
     if verdict.word == HOLDS and estimate.value < factor:
         verdict = Verdict(IN_PART, f"faster, {factor:g} times is not ruled out")
-    if most < factor and estimate.pairs >= 6:
+    if most < factor and estimate.has_enough_pairs:
         verdict = Verdict(CONTRADICTED, f"at no level more than {most:.2f} times")
     return Answer(verdict, numbers)
 
@@ -316,7 +316,7 @@ def competitive(
 def keeps_up(gap: compare.Estimate, arm: str, margin: float) -> Verdict:
     """What a difference at the end says to the claim that ``arm`` loses at most so many points."""
     how_large = compare.how_much_better(gap, arm)
-    if gap.smallest_p > compare.SIGNIFICANT:
+    if not gap.has_enough_pairs:
         return Verdict(NOT_SHOWN, f"a lead: {how_large}; {gap.pairs} seeds are too few")
     if gap.low >= -margin / 100:
         return Verdict(HOLDS, how_large)

@@ -107,17 +107,18 @@ class Estimate:
 
     def is_lead(self, null: float = 0) -> bool:
         """Whether all that is missing is more pairs: all of them agree, but they are too few."""
-        as_small_as_can_be = self.p <= self.smallest_p
-        return (
-            self.smallest_p > SIGNIFICANT
-            and as_small_as_can_be
-            and self._interval_side(null) != "across"
-        )
+        all_agree = self.p <= self.smallest_p and self._interval_side(null) != "across"
+        return all_agree and not self.has_enough_pairs
 
     @property
     def smallest_p(self) -> float:
         """The sign-flip p where all pairs fall on one side."""
         return 2.0 ** (1 - self.pairs)
+
+    @property
+    def has_enough_pairs(self) -> bool:
+        """Whether the sign-flip p can be small enough at all: with six pairs or more."""
+        return self.smallest_p <= SIGNIFICANT
 
 
 def _points(share: float) -> str:
