@@ -618,7 +618,9 @@ def test_notebook_08_prints_the_audit_of_the_page():
             for _, row in part.iterrows()
         ]
         assert f"{arm} {') '.join(words)})" in text
-        line = next(line for line in page.splitlines() if line.startswith(f"| {arm} | {words[0]}"))
+        line = next(
+            line for line in page.splitlines() if line.startswith(f"| {arm} | test: {words[0]}")
+        )
         assert all(word in line for word in words)
     assert f"within the printed iterations: {verdict_of('printed_reached', name)}" in text
     for dataset, metrics in PAPER.items():
