@@ -317,7 +317,8 @@ def keeps_up(gap: compare.Estimate, arm: str, margin: float) -> Verdict:
     """What a difference at the end says to the claim that ``arm`` loses at most so many points."""
     how_large = compare.how_much_better(gap, arm)
     if not gap.has_enough_pairs:
-        return Verdict(NOT_SHOWN, f"a lead: {how_large}; {gap.pairs} seeds are too few")
+        lead = "a lead: " if gap.is_lead() else ""
+        return Verdict(NOT_SHOWN, f"{lead}{how_large}; {gap.pairs} seeds are too few")
     if gap.low >= -margin / 100:
         return Verdict(HOLDS, how_large)
     if gap.side(-margin / 100) == "below":
