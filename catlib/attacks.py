@@ -175,7 +175,7 @@ class PGD:
             return adversarial
         largest_label = check_batch(images, labels) if check else -1
         if start is not None:
-            _check_start(start, images, finite=check)
+            _check_start(start, images, self.epsilon, look=check)
         network = Network(model, largest_label)
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
@@ -274,7 +274,7 @@ class PGD:
         check_count("batch_size", batch_size, at_least=1)
         network = Network(model, check_batch(images, labels))
         if start is not None:
-            _check_start(start, images)
+            _check_start(start, images, self.epsilon)
         mode = attack_mode(model, self.batch_norm)
         with torch.inference_mode(False), torch.no_grad(), mode as interrupts:
             state = _AttackState(images[share], labels[share])
@@ -642,10 +642,10 @@ def _checked_number(name: str, value: Any) -> float:
     return value if isinstance(value, int) else float(value)
 
 
-def _check_start(start: Any, images: Tensor, *, finite: bool = True) -> None:
+def _check_start(start: Any, images: Tensor, epsilon: float, *, look: bool = True) -> None:
     """Refuse what cannot be the first perturbations of these images.
 
-    ``finite=False`` leaves out the look at every number, which would wait for a GPU.
+    ``look=False`` leaves out the look at every number, which would wait for a GPU.
     """
     if not isinstance(start, Tensor) or not start.is_floating_point():
         kind = start.dtype if isinstance(start, Tensor) else type(start).__name__
@@ -662,9 +662,17 @@ def _check_start(start: Any, images: Tensor, *, finite: bool = True) -> None:
         raise ValueError(
             f"start is on {start.device}, the images are on {images.device}; move it there."
         )
-    if finite and not start.isfinite().all():
+    if not look or not start.numel():
+        return
+    if not start.isfinite().all():
         worst = start[~start.isfinite()][0].item()
         raise ValueError(f"start has a perturbation of {worst}; each must be a finite number.")
+    largest = start.abs().max().item()
+    if largest > epsilon and (start - images).abs().max() <= 1.001 * epsilon:
+        raise ValueError(
+            f"start seems to be adversarial images (a pixel of {largest:.3g}, and none farther "
+            f"than epsilon {epsilon:.3g} from its image); give start - images, the perturbations."
+        )
 
 
 def check_adversarial(adversarial: Any, images: Tensor, *, finite: bool = True) -> Tensor:

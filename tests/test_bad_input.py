@@ -288,6 +288,12 @@ TABLE = {
         "torch.uint8",
         "floating-point",
     ),
+    "adversarial images in place of a start": (
+        attack(start=images() + 0.1),
+        ValueError,
+        "0.6",
+        "give start - images",
+    ),
     "a start in words": (attack(start="random"), TypeError, "str", "floating-point tensor"),
     "steps for too few images": (
         steps_each(torch.ones(3, dtype=torch.long)),

@@ -277,3 +277,55 @@ def test_a_mean_is_left_out_where_a_run_did_not_arrive():
     np.testing.assert_allclose(means["CAT"], [30, 30])
     dots = iterations.get_lines()[0].get_ydata()
     assert sorted(dots[~np.isnan(dots)]) == [10, 20, 40], "the runs that did arrive are shown"
+
+
+# ------------------------------------------------------------------ the frontier
+
+
+@pytest.fixture
+def budgets():
+    """Two arms, of which one needs half of the other's passes, at three budgets; two seeds."""
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "budget": budget,
+            "passes": budget + seed,
+            "final_robust_accuracy": 0.3 + 0.1 * np.log2(ahead * budget / 1000) + 0.001 * seed,
+        }
+        for arm, ahead in (("PGD-10", 1), ("remembered", 2))
+        for budget in (1000, 2000, 4000)
+        for seed in (0, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_live_frontier_asks_what_a_level_costs(budgets):
+    figure = explorer.live_frontier(budgets)
+    plain, remembered, line, marks = figure.data
+    assert plain.line.color == to_hex(COLOURS["AT"]) or plain.line.color == COLOURS["AT"]
+    assert list(remembered.y) == pytest.approx([0.4, 0.5, 0.6], abs=1e-3)
+    [slider] = figure.layout.sliders
+    assert [step.label for step in slider.steps] == [f"{level} %" for level in range(32, 62, 2)]
+    shown = slider.steps[slider.active]
+    assert shown.label == "46 %" and set(line.y) == {0.46}
+    step = next(step for step in slider.steps if step.label == "50 %")
+    change, moved = step.args
+    assert moved == (2, 3), "the lines of the arms stay"
+    assert list(change["x"][1]) == pytest.approx([4000, 2000], abs=20)
+    assert "remembered: 1,9" in change["hovertext"][1][1], "and the passes are said"
+
+
+def test_the_price_of_a_level_is_shown_where_every_seed_reaches_it(budgets):
+    colours = {"PGD-10": "blue", "remembered": "pink"}
+    high = explorer._prices(budgets, 0.6, colours)
+    assert high["hovertext"] == ["remembered: 3,987 passes"]  # one of 4,000, the other of 3,974
+    low = explorer._prices(budgets, 0.35, colours)
+    assert low["hovertext"][1] == "remembered: at most 1,000 passes"
+    assert low["marker"]["symbol"] == ["diamond", "diamond-open"]
+
+
+def test_the_frontier_stands_beside_its_still_picture(budgets, capsys):
+    axes = explorer.still_frontier(budgets).axes
+    assert "2 seeds" in axes[0].get_title("left") or "2 seeds" in axes[0].get_title()
+    assert axes[0].get_xscale() == "log"

@@ -110,3 +110,74 @@ def test_the_figure_draws_what_the_rows_say():
     assert lines[0].get_ydata().tolist() == pytest.approx(rows[rows.arm == "a"]["mean"].tolist())
     bars = axis.containers[0].lines[2][0].get_segments()
     assert bars[0][:, 1].tolist() == pytest.approx([rows.low.iloc[0], rows.high.iloc[0]])
+
+
+# ------------------------------------------------------------------ in words
+
+
+def pairs_of(*costs, arm="remembered", rival="PGD-10", seeds=8):
+    """The arm needs 1 / cost of the rival's passes, one cost a seed; both swing from seed to seed."""
+    runs = []
+    for seed in range(seeds):
+        shift = 0.002 * seed
+        runs += [curve(rival, seed, shift=shift)]
+        runs += [curve(arm, seed, cost=1 / costs[seed % len(costs)], shift=shift)]
+    return table(*runs)
+
+
+def test_the_level_is_one_that_every_seed_of_the_arm_reaches():
+    runs = table(curve("a", 0), curve("a", 1, shift=-0.013), curve("b", 0, shift=0.1))
+    # three doublings: 0.75 and 0.737
+    assert frontier.level_of(runs, "a") == 0.73
+    only_at_a_small_one = runs[(runs.arm == "b") | (runs.budget < BUDGETS[-1])]
+    assert frontier.level_of(only_at_a_small_one, "a") == 0.68
+
+
+def test_a_known_saving_is_said_and_shown():
+    words, verdict = frontier.saved(pairs_of(1.5, 1.6), "remembered", "PGD-10")
+    assert "PGD-10 takes 1.55 [" in words and "at least" not in words and "75 %" in words
+    assert verdict.word == "holds"
+
+
+def test_arms_that_arrive_only_at_times_save_nothing_and_slower_ones_are_contradicted():
+    _, verdict = frontier.saved(pairs_of(1.2, 1 / 1.2), "remembered", "PGD-10")
+    # the four fast ones, and of the slow ones the seed that lies highest
+    assert str(verdict) == "not shown (5 of 8 seeds of remembered reached it)"
+    _, verdict = frontier.saved(pairs_of(1.1, 1.2), "PGD-10", "remembered")
+    assert verdict.word == "contradicted"
+
+
+def test_a_level_that_the_smallest_budget_has_gives_a_lower_bound():
+    words, verdict = frontier.saved(pairs_of(16.0, 32.0), "remembered", "PGD-10")
+    # all of it at 50,000 passes, where PGD-10 needs nearly 400,000
+    assert "takes at least 7." in words or "takes at least 8." in words
+    assert verdict.word == "holds"
+
+
+def test_an_arm_that_never_arrives_saves_nothing():
+    runs = table(*(curve("PGD-10", s) + curve("remembered", s, shift=-0.5) for s in range(8)))
+    _, verdict = frontier.saved(runs, "remembered", "PGD-10")
+    assert str(verdict) == "not shown (0 of 8 seeds of remembered reached it)"
+
+
+def test_sentences_compare_with_the_best_rival_and_with_plain_training():
+    runs = pairs_of(2.0, 2.1)
+    cheap = [row for seed in range(8) for row in curve("PGD-2", seed, cost=0.8, shift=0.002 * seed)]
+    both = pd.concat([runs, pd.DataFrame(cheap)], ignore_index=True)
+    assert frontier.best_rival(both) == "PGD-2"
+    first, second, third = frontier.sentences(both)
+    assert "its rivals, PGD-2, at" in first and "more robust: holds" in first
+    assert second.startswith("To 76 % ") and "PGD-2 takes 1.6" in second
+    assert third.startswith("To 75 % ") and "PGD-10 takes 2.0" in third
+    assert len(frontier.sentences(runs)) == 2, "plain training is the best rival"
+
+
+def test_an_ablation_takes_the_difference_to_the_arm_without_the_addition():
+    runs = pairs_of(1.5)
+    added = runs[runs.arm == "remembered"].assign(arm="remembered, steps by weight")
+    noise = 0.001 * np.tile([1, -1], len(added) // 2)
+    added["final_robust_accuracy"] += 0.02 + noise
+    [row] = frontier.ablation(pd.concat([runs, added])).itertuples()
+    assert row.arm == "remembered, steps by weight"
+    assert row.gap.value == pytest.approx(0.019) and row.gap.pairs == 8
+    assert row.verdict.word == "holds"

@@ -91,7 +91,7 @@ def _begin_with(best: Rival | None) -> str:
     if best is None:
         return (
             "No cheap attack is shown both to need fewer passes than AT and to lose at most "
-            f"{margin} at the end: what is saved has its price."
+            f"{margin} at the end."
         )
     return (
         f"Begin with {best.arm}: it is shown to be cheaper than AT, and to lose at most {margin}. "

@@ -1,4 +1,4 @@
-"""Pictures of the sampling number, and live figures of what was recorded: grid, race, draws.
+"""Pictures of the sampling number; live figures of what was recorded: grid, race, draws, frontier.
 
 A live figure is made by plotly and needs no kernel: its slider and buttons work wherever the
 script of plotly is loaded, as on a page of the course. Beside it in the same output stands a still
@@ -6,7 +6,9 @@ picture, for places that show no script.
 """
 
 import base64
+import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +22,10 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, ScalarFormatter
 
+from . import frontier
 from .compare import COSTS, METRICS, costs
-from .figures import COLOURS, colours_of, curves, picture
+from .figures import COLOURS, PALETTE, colours_of, curves, picture
+from .figures import frontier as frontier_lines
 
 PLOTLY = "application/vnd.plotly.v1+json"
 ARMS = ("AT", "CAT")
@@ -121,7 +125,8 @@ def explore_grid(grid: pd.DataFrame, alpha: float = 0.5) -> None:
         alpha: which one is shown at first, and in the still picture.
     """
     alt = f"Robust accuracy at alpha = {alpha:g}, a curve for each sampling number."
-    _show(live_grid(grid, alpha), still_grid(grid, alpha), alt, sorted(grid.alpha.unique()))
+    alphas = sorted(grid.alpha.unique())
+    _show(live_grid(grid, alpha), still_grid(grid, alpha), alt, _values("alpha", alphas))
 
 
 def still_grid(grid: pd.DataFrame, alpha: float) -> Figure:
@@ -165,7 +170,7 @@ def explore_race(race: pd.DataFrame, alpha: float = 0.5) -> None:
         alpha: of CAT, which one is shown at first, and in the still picture.
     """
     alt = f"Robust accuracy of AT and of CAT with alpha = {alpha:g} rises, recorded over seeds."
-    _show(live_race(race, alpha), still_race(race, alpha), alt, _alphas_of(race))
+    _show(live_race(race, alpha), still_race(race, alpha), alt, _values("alpha", _alphas_of(race)))
 
 
 def still_race(race: pd.DataFrame, alpha: float) -> Figure:
@@ -214,7 +219,8 @@ def explore_draws(draws: pd.DataFrame, alpha: float = 0.5) -> None:
         f"The recorded draws at alpha = {alpha:g}: how many places each tenth of a class gets, the "
         "lightest tenth first."
     )
-    _show(live_draws(draws, alpha), still_draws(draws, alpha), alt, sorted(draws.alpha.unique()))
+    alphas = sorted(draws.alpha.unique())
+    _show(live_draws(draws, alpha), still_draws(draws, alpha), alt, _values("alpha", alphas))
 
 
 def still_draws(draws: pd.DataFrame, alpha: float) -> Figure:
@@ -300,23 +306,133 @@ def _who_is_drawn(own: pd.DataFrame) -> _WhoIsDrawn:
     )
 
 
+# ------------------------------------------------------------------ a frontier, live
+
+
+def explore_frontier(table: pd.DataFrame) -> None:
+    """Show a frontier: a live figure, whose slider asks for a level, and a still one in its place.
+
+    Args:
+        table: of a piece of kind "frontier", as :func:`catlib.lab.frontier.by_budget` takes it.
+    """
+    alt = "Robust accuracy of each way of training against its budget in passes, with intervals."
+    levels = [100 * level for level in _levels_of(frontier.by_budget(table))]
+    _show(live_frontier(table), still_frontier(table), alt, _values("level in %", levels))
+
+
+def still_frontier(table: pd.DataFrame) -> Figure:
+    """Robust accuracy against passes, a line an arm."""
+    axis = frontier_lines(frontier.by_budget(table), colours=_frontier_colours(table))
+    axis.set_title(f"robust accuracy at the end, {table.seed.nunique()} seeds")
+    return axis.figure
+
+
+def live_frontier(table: pd.DataFrame) -> go.Figure:
+    """The same by plotly: a slider moves a level, and a mark says what each arm pays for it."""
+    rows = frontier.by_budget(table)
+    colours = _frontier_colours(table)
+    figure = go.Figure(layout={"template": "none"})
+    for arm, own in rows.groupby("arm", sort=False):
+        above = own.high - own["mean"]
+        below = own["mean"] - own.low
+        figure.add_scatter(
+            x=own.passes.round().tolist(),
+            y=_three_digits(own["mean"]),
+            error_y={"array": _three_digits(above), "arrayminus": _three_digits(below)},
+            name=arm,
+            line={"color": colours[arm], "width": 2.5},
+            hoverinfo="x+y+name",
+        )
+    levels = _levels_of(rows)
+    ends = [rows.passes.min(), rows.passes.max()]
+    prices = {level: _prices(table, level, colours) for level in levels}
+    first = len(levels) // 2
+    line = {"color": "black", "width": 1, "dash": "dot"}
+    figure.add_scatter(
+        x=ends, y=2 * [levels[first]], mode="lines", line=line, hoverinfo="skip", showlegend=False
+    )
+    figure.add_scatter(**prices[levels[first]], mode="markers", hoverinfo="text", showlegend=False)
+    moved = [len(figure.data) - 2, len(figure.data) - 1]
+    steps = []
+    for level, marks in prices.items():
+        change = {name: [2 * [level] if name == "y" else ends, marks[name]] for name in ("x", "y")}
+        change |= {"hovertext": ["", marks["hovertext"]], "marker": [{}, marks["marker"]]}
+        step = {"label": f"{100 * level:.0f} %", "method": "restyle", "args": [change, moved]}
+        steps.append(step)
+    figure.update_layout(
+        height=460,
+        margin={"l": 60, "r": 20, "t": 30, "b": 40},
+        xaxis={"title": {"text": COSTS["passes"]}, "type": "log", "gridcolor": "#dddddd"},
+        yaxis={"title": {"text": METRICS["robust_accuracy"]}, "gridcolor": "#dddddd"},
+        legend={"title": {"text": f"{table.seed.nunique()} seeds"}},
+        sliders=[
+            {
+                "active": first,
+                "currentvalue": {"prefix": "what does it cost to reach ", "suffix": "?"},
+                "pad": {"t": 55},
+                "steps": steps,
+            }
+        ],
+    )
+    return figure
+
+
+def _levels_of(rows: pd.DataFrame) -> list[float]:
+    """Every second percent between the lowest and the highest mean of a frontier."""
+    lowest = math.ceil(50 * rows["mean"].min())
+    highest = math.floor(50 * rows["mean"].max())
+    return [level / 50 for level in range(lowest, highest + 1)]
+
+
+def _prices(table: pd.DataFrame, level: float, colours: dict) -> dict:
+    """Marks for the passes of the arms of which every seed reaches a level."""
+    found = frontier.passes_for(table, level)
+    marks: dict = {"x": [], "y": [], "hovertext": [], "marker": {"color": [], "symbol": []}}
+    for arm, runs in found.groupby("arm", sort=False):
+        if runs.passes.isna().any():
+            continue
+        passes = float(np.exp(np.log(runs.passes).mean()))
+        bound = "at most " if runs.at_most.any() else ""
+        marks["x"].append(round(passes))
+        marks["y"].append(level)
+        marks["hovertext"].append(f"{arm}: {bound}{passes:,.0f} passes")
+        marks["marker"]["color"].append(colours[arm])
+        marks["marker"]["symbol"].append("diamond-open" if bound else "diamond")
+    marks["marker"]["size"] = 12
+    return marks
+
+
+def _frontier_colours(table: pd.DataFrame) -> dict[str, str]:
+    """PGD-10 is plain AT and keeps its colour, the memory is pink; the others take what is left."""
+    own = {frontier.STRONGEST: COLOURS["AT"], frontier.OURS: PALETTE[3]}
+    spare = itertools.cycle([PALETTE[2], *PALETTE[4:]])
+    return {name: own.get(name) or next(spare) for name in dict.fromkeys(table.arm)}
+
+
 # ------------------------------------------------------------------ what they are made of
 
 
-def _show(live: go.Figure, still: Figure, alt: str, alphas: Sequence[float]) -> None:
-    """Display a live figure and its still picture as one output, with the text for both."""
+def _show(live: go.Figure, still: Figure, alt: str, slider: str) -> None:
+    """Display a live figure and its still picture as one output, with the text for both.
+
+    Args:
+        slider: what its slider sets, and to which values.
+    """
     stored = picture(still)
     plt.close(still)
     assert stored is not None, "a figure with axes is never empty"
     png, shown = stored
     shown["alt"] = alt
-    values = f"alpha {', '.join(f'{value:g}' for value in alphas)}"
     bundle = {
         PLOTLY: json.loads(live.to_json()),
         "image/png": base64.b64encode(png).decode(),
-        "text/plain": f"a figure with a slider: {values}",
+        "text/plain": f"a figure with a slider: {slider}",
     }
     display(bundle, raw=True, metadata={"image/png": shown})
+
+
+def _values(name: str, values: Sequence[float]) -> str:
+    return f"{name} {', '.join(f'{value:g}' for value in values)}"
 
 
 def _live(

@@ -237,7 +237,8 @@ def frontier(rows: pd.DataFrame, *, colours=None, axis=None):
             label=str(name),
         )
     axis.set(xscale="log", xlabel=COSTS["passes"], title=METRICS["robust_accuracy"])
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        which(EngFormatter(sep=""))
     axis.legend(fontsize=8)
     return axis
 

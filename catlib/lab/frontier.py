@@ -9,9 +9,21 @@ import math
 import numpy as np
 import pandas as pd
 
-from .compare import mean_interval, ratio
+from .compare import (
+    NOT_SHOWN,
+    Estimate,
+    Verdict,
+    difference,
+    how_much_better,
+    how_much_faster,
+    judged,
+    mean_interval,
+    ratio,
+)
 
 METRIC = "final_robust_accuracy"
+OURS = "remembered"  # the arm with a memory of perturbations; additions to it begin with its name
+STRONGEST = "PGD-10"  # plain adversarial training
 
 
 def by_budget(table: pd.DataFrame, metric: str = METRIC) -> pd.DataFrame:
@@ -120,4 +132,101 @@ def ratios(table: pd.DataFrame, level: float, baseline: str, metric: str = METRI
                 "pairs": estimate.pairs,
             }
         )
+    return pd.DataFrame(rows)
+
+
+def level_of(table: pd.DataFrame, arm: str, metric: str = METRIC) -> float:
+    """The robust accuracy, in whole percent, that every seed of an arm has with its largest budget.
+
+    A higher level would be one that some of its seeds do not reach, and to compare only those that
+    do would flatter it.
+
+    Returns: in [0, 1].
+    """
+    runs = table[table.arm == arm]
+    ends = runs[runs.budget == runs.budget.max()]
+    return math.floor(100 * ends[metric].min() + 1e-9) / 100
+
+
+def best_rival(table: pd.DataFrame, metric: str = METRIC) -> str:
+    """Of the arms without a memory the one with the highest mean at the largest budget."""
+    ends = table[(table.budget == table.budget.max()) & ~table.arm.str.startswith(OURS)]
+    return ends.groupby("arm", sort=False)[metric].mean().idxmax()
+
+
+def at_the_end(table: pd.DataFrame, arm: str, other: str, metric: str = METRIC) -> Estimate:
+    """The robust accuracy of an arm less that of another, at the largest budget of both."""
+    mine = table[table.arm == arm].set_index(["budget", "seed"])[metric]
+    theirs = table[table.arm == other].set_index(["budget", "seed"])[metric]
+    shared = set(mine.index.unique("budget")) & set(theirs.index.unique("budget"))
+    return difference(mine[max(shared)], theirs[max(shared)])
+
+
+def saved(table: pd.DataFrame, arm: str, other: str, metric: str = METRIC) -> tuple[str, Verdict]:
+    """Whether an arm needs fewer passes than another, to the level that all seeds of that reach.
+
+    Where a seed of the arm has the level with the smallest budget already, that budget counts as
+    its passes. It may need fewer, so the ratio is then a lower bound.
+
+    Returns: a sentence with the ratio of the passes, other / arm, and the verdict.
+    """
+    level = level_of(table, other, metric)
+    found = passes_for(table, level, metric)
+    mine = found[found.arm == arm].set_index("seed")
+    theirs = found[(found.arm == other) & ~found.at_most].set_index("seed")
+    seeds = mine.index.intersection(theirs.index)
+    estimate = ratio(theirs.passes[seeds], mine.passes[seeds])
+    bound = "at least " if mine.at_most[seeds].any() else ""
+    budget = table[table.arm == other].budget.max()
+    words = (
+        f"To {100 * level:.0f} % robust accuracy, which every seed of {other} has with "
+        f"{budget:,} passes, {other} takes {bound}{estimate.as_ratio()} times as many passes as "
+        f"{arm}"
+    )
+    reached = mine.passes.notna().sum()
+    if reached < len(mine) or not estimate.pairs:
+        return words, Verdict(NOT_SHOWN, f"{reached} of {len(mine)} seeds of {arm} reached it")
+    return words, judged(estimate, how_much_faster(estimate, arm, "passes"), null=1)
+
+
+def sentences(table: pd.DataFrame, arm: str = OURS, metric: str = METRIC) -> list[str]:
+    """What a frontier says: an arm beside the best rival and beside PGD-10, in three sentences.
+
+    The arm is named beforehand, and the rival is the best of all by the table itself, so that the
+    choice can only be in the rival's favour.
+
+    Args:
+        table: as of :func:`by_budget`.
+        arm: the one that the sentences are about.
+        metric: a column of accuracies in [0, 1].
+    """
+    rival = best_rival(table, metric)
+    budget = table.budget.max()
+    ends = table[table.budget == budget].groupby("arm")[metric].mean()
+    gap = at_the_end(table, arm, rival, metric)
+    more = judged(gap, how_much_better(gap, arm))
+    found = [
+        f"With {budget:,} passes {arm} ends at {100 * ends[arm]:.1f} % robust accuracy, and the "
+        f"best of its rivals, {rival}, at {100 * ends[rival]:.1f} %: {gap.as_points()} points, "
+        f"p {gap.p:.2f}; that {arm} is more robust: {more}."
+    ]
+    for other in dict.fromkeys([rival, STRONGEST]):
+        if other in set(table.arm):
+            words, fewer = saved(table, arm, other, metric)
+            found.append(f"{words}; that {arm} needs fewer: {fewer}.")
+    return found
+
+
+def ablation(table: pd.DataFrame, baseline: str = OURS, metric: str = METRIC) -> pd.DataFrame:
+    """What each addition to an arm brings: those whose name begins with it, less the arm itself.
+
+    Returns: a row an addition: arm, gap (an :class:`Estimate` at the largest budget of both),
+        verdict (whether it is more robust than the baseline).
+    """
+    rows = []
+    for arm in dict.fromkeys(table.arm):
+        if arm != baseline and arm.startswith(f"{baseline}, "):
+            gap = at_the_end(table, arm, baseline, metric)
+            verdict = judged(gap, how_much_better(gap, arm.removeprefix(f"{baseline}, ")))
+            rows.append({"arm": arm, "gap": gap, "verdict": verdict})
     return pd.DataFrame(rows)

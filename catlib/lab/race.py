@@ -17,6 +17,7 @@ from catlib import load_data
 from . import compare, figures
 from .claims import levels_of, sooner
 from .compare import COSTS, METRICS
+from .pages import epsilon_of, network
 from .paper import NAMES, PAPER
 from .runs import Trial
 from .study import Piece, pieces_of
@@ -217,13 +218,9 @@ def study_races() -> dict[str, Piece]:
 
 def setting_of(piece: Piece) -> str:
     """Dataset, model and attack of a piece in a few words, as "MNIST, cnn, growing ε = 0.1"."""
-    trial = piece.trials[0][1]
+    _, trial = piece.trials[0]
     dataset = NAMES.get(trial.dataset, trial.dataset)
-    epsilon = f"{trial.epsilon:g}"
-    if trial.epsilon < 0.1:
-        epsilon = f"{255 * trial.epsilon:g}/255"
-    growing = "growing " if trial.epsilon_warm_up else ""
-    return f"{dataset}, {trial.model}, {growing}ε = {epsilon}"
+    return f"{dataset}, {network(trial)}, {epsilon_of(piece)}"
 
 
 def study_answer(piece: Piece) -> str:
