@@ -135,7 +135,7 @@ def test_the_level_is_one_that_every_seed_of_the_arm_reaches():
 
 def test_a_known_saving_is_said_and_shown():
     words, verdict = frontier.saved(pairs_of(1.5, 1.6), "remembered", "PGD-10")
-    assert "PGD-10 takes 1.55 [" in words and "at least" not in words and "75 %" in words
+    assert "`PGD-10` takes 1.55 [" in words and "at least" not in words and "75 %" in words
     assert verdict.word == "holds"
 
 
@@ -166,9 +166,9 @@ def test_sentences_compare_with_the_best_rival_and_with_plain_training():
     both = pd.concat([runs, pd.DataFrame(cheap)], ignore_index=True)
     assert frontier.best_rival(both) == "PGD-2"
     first, second, third = frontier.sentences(both)
-    assert "its rivals, PGD-2, at" in first and "more robust: holds" in first
-    assert second.startswith("To 76 % ") and "PGD-2 takes 1.6" in second
-    assert third.startswith("To 75 % ") and "PGD-10 takes 2.0" in third
+    assert "its rivals, `PGD-2`, at" in first and "more robust: holds" in first
+    assert second.startswith("To 76 % ") and "`PGD-2` takes 1.6" in second
+    assert third.startswith("To 75 % ") and "`PGD-10` takes 2.0" in third
     assert len(frontier.sentences(runs)) == 2, "plain training is the best rival"
 
 

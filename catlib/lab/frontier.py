@@ -179,9 +179,9 @@ def saved(table: pd.DataFrame, arm: str, other: str, metric: str = METRIC) -> tu
     bound = "at least " if mine.at_most[seeds].any() else ""
     budget = table[table.arm == other].budget.max()
     words = (
-        f"To {100 * level:.0f} % robust accuracy, which every seed of {other} has with "
-        f"{budget:,} passes, {other} takes {bound}{estimate.as_ratio()} times as many passes as "
-        f"{arm}"
+        f"To {100 * level:.0f} % robust accuracy, which every seed of `{other}` has with "
+        f"{budget:,} passes, `{other}` takes {bound}{estimate.as_ratio()} times as many passes as "
+        f"`{arm}`"
     )
     reached = mine.passes.notna().sum()
     if reached < len(mine) or not estimate.pairs:
@@ -206,14 +206,14 @@ def sentences(table: pd.DataFrame, arm: str = OURS, metric: str = METRIC) -> lis
     gap = at_the_end(table, arm, rival, metric)
     more = judged(gap, how_much_better(gap, arm))
     found = [
-        f"With {budget:,} passes {arm} ends at {100 * ends[arm]:.1f} % robust accuracy, and the "
-        f"best of its rivals, {rival}, at {100 * ends[rival]:.1f} %: {gap.as_points()} points, "
-        f"p {gap.p:.2f}; that {arm} is more robust: {more}."
+        f"With {budget:,} passes `{arm}` ends at {100 * ends[arm]:.1f} % robust accuracy, and the "
+        f"best of its rivals, `{rival}`, at {100 * ends[rival]:.1f} %: {gap.as_points()} points, "
+        f"p {gap.p:.2f}; that `{arm}` is more robust: {more}."
     ]
     for other in dict.fromkeys([rival, STRONGEST]):
         if other in set(table.arm):
             words, fewer = saved(table, arm, other, metric)
-            found.append(f"{words}; that {arm} needs fewer: {fewer}.")
+            found.append(f"{words}; that `{arm}` needs fewer: {fewer}.")
     return found
 
 
