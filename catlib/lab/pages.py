@@ -395,7 +395,7 @@ ARMS = {
 
 FRONTIER = one_line("""
     This asks beyond the paper: with which way of training does a number of passes buy the most
-    robust accuracy (PGD-20 with restarts, at the end)? "Remembered" begins one step where the last
+    robust accuracy (PGD-20, at the end)? "Remembered" begins one step where the last
     attack on the same image ended, which costs a byte a pixel; three additions use CAT's weights.
     Every way was tuned by as many draws of its settings, judged on held-out training images, and
     the rival in the sentences is the one that ends highest in the table. "Passes" include those of
