@@ -584,7 +584,7 @@ def test_notebook_05_says_what_the_page_says(dataset):
     rule = f"{dataset}, measured beforehand, drawn by AT"
     verdict = verdict_of("old_weights", f"cpu_{dataset}_similarity_staleness")
     interval = r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]"
-    assert re.search(rf"{rule} \d+\+ {interval} {re.escape(verdict)}", text)
+    assert re.search(rf"{rule} \d+ (and over|to \d+) {interval} {re.escape(verdict)}", text)
 
 
 @measured
