@@ -227,6 +227,47 @@ def test_the_readme_says_what_the_findings_say():
     assert "words in catlib/lab/templates/front.md.j2" in front
 
 
+def passes_to(runs, level):
+    """Of one run a budget: where the accuracy crosses a level, on the logarithm of the passes."""
+    rows = runs.sort_values("passes")[["passes", "final_robust_accuracy"]].to_numpy()
+    if rows[0][1] >= level:
+        return rows[0][0]
+    for (passes, share), (following, higher) in pairwise(rows):
+        if share < level <= higher:
+            part = (level - share) / (higher - share)
+            return passes ** (1 - part) * following**part
+    return None
+
+
+@measured
+@pytest.mark.parametrize("name", [name for name in pages.FRONTIERS if name in TABLES])
+def test_what_the_memory_saves_is_what_the_table_says(name):
+    """On the claims page beside the best rival and PGD-10; on the README for the hardest data."""
+    table = TABLES[name]
+    largest = table[table.budget == table.budget.max()].groupby("arm").final_robust_accuracy
+    means = largest.mean()
+    rivals = means[[arm for arm in means.index if not arm.startswith("remembered")]]
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    for rival in (rivals.idxmax(), "PGD-10"):
+        level = np.floor(100 * largest.min()[rival] + 1e-9) / 100
+        logs = []
+        for seed in sorted(set(table.seed)):
+            mine, theirs = (
+                passes_to(table[(table.arm == arm) & (table.seed == seed)], level)
+                for arm in ("remembered", rival)
+            )
+            logs.append(np.log(theirs / mine))
+        factor = np.exp(np.mean(logs))
+        sentence = re.search(
+            rf"To {100 * level:.0f} % robust accuracy, which every seed of `{rival}` has .*", page
+        )[0]
+        said = float(re.search(r"takes (?:at least )?([\d.]+) \[", sentence)[1])
+        assert said == pytest.approx(factor, abs=0.0051)
+        if rival == rivals.idxmax() and name == next(n for n in pages.FRONTIERS if n in TABLES):
+            assert f"{factor:.1f} times as many passes" in pages.front(TABLES)
+        assert ("needs fewer: holds" in sentence) == (t_interval(logs)[1] > 0)
+
+
 @pytest.mark.parametrize(
     ("ratios", "says"),
     [

@@ -302,7 +302,7 @@ def budgets():
 
 def test_the_live_frontier_asks_what_a_level_costs(budgets):
     figure = explorer.live_frontier(budgets)
-    plain, remembered, line, marks = figure.data
+    plain, remembered, line, _ = figure.data
     assert plain.line.color == to_hex(COLOURS["AT"]) or plain.line.color == COLOURS["AT"]
     assert list(remembered.y) == pytest.approx([0.4, 0.5, 0.6], abs=1e-3)
     [slider] = figure.layout.sliders

@@ -116,7 +116,7 @@ def test_the_figure_draws_what_the_rows_say():
 
 
 def pairs_of(*costs, arm="remembered", rival="PGD-10", seeds=8):
-    """The arm needs 1 / cost of the rival's passes, one cost a seed; both swing from seed to seed."""
+    """The arm needs 1 / cost of the rival's passes, a cost a seed; both swing from seed to seed."""
     runs = []
     for seed in range(seeds):
         shift = 0.002 * seed
@@ -134,29 +134,30 @@ def test_the_level_is_one_that_every_seed_of_the_arm_reaches():
 
 
 def test_a_known_saving_is_said_and_shown():
-    words, verdict = frontier.saved(pairs_of(1.5, 1.6), "remembered", "PGD-10")
-    assert "`PGD-10` takes 1.55 [" in words and "at least" not in words and "75 %" in words
-    assert verdict.word == "holds"
+    one = frontier.saved(pairs_of(1.5, 1.6), "remembered", "PGD-10")
+    assert one.level == 0.75 and one.ratio.value == pytest.approx((1.5 * 1.6) ** 0.5)
+    assert one.in_words.startswith("1.55 [") and not one.is_bound
+    assert one.verdict.word == "holds"
 
 
 def test_arms_that_arrive_only_at_times_save_nothing_and_slower_ones_are_contradicted():
-    _, verdict = frontier.saved(pairs_of(1.2, 1 / 1.2), "remembered", "PGD-10")
+    verdict = frontier.saved(pairs_of(1.2, 1 / 1.2), "remembered", "PGD-10").verdict
     # the four fast ones, and of the slow ones the seed that lies highest
     assert str(verdict) == "not shown (5 of 8 seeds of remembered reached it)"
-    _, verdict = frontier.saved(pairs_of(1.1, 1.2), "PGD-10", "remembered")
+    verdict = frontier.saved(pairs_of(1.1, 1.2), "PGD-10", "remembered").verdict
     assert verdict.word == "contradicted"
 
 
 def test_a_level_that_the_smallest_budget_has_gives_a_lower_bound():
-    words, verdict = frontier.saved(pairs_of(16.0, 32.0), "remembered", "PGD-10")
+    one = frontier.saved(pairs_of(16.0, 32.0), "remembered", "PGD-10")
     # all of it at 50,000 passes, where PGD-10 needs nearly 400,000
-    assert "takes at least 7." in words or "takes at least 8." in words
-    assert verdict.word == "holds"
+    assert one.is_bound and 7 < one.ratio.value < 8
+    assert one.in_words.startswith("at least 7.") and one.verdict.word == "holds"
 
 
 def test_an_arm_that_never_arrives_saves_nothing():
     runs = table(*(curve("PGD-10", s) + curve("remembered", s, shift=-0.5) for s in range(8)))
-    _, verdict = frontier.saved(runs, "remembered", "PGD-10")
+    verdict = frontier.saved(runs, "remembered", "PGD-10").verdict
     assert str(verdict) == "not shown (0 of 8 seeds of remembered reached it)"
 
 

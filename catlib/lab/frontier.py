@@ -5,6 +5,7 @@ are compared by the passes that each needs for the same robust accuracy, seed by
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -162,31 +163,46 @@ def at_the_end(table: pd.DataFrame, arm: str, other: str, metric: str = METRIC) 
     return difference(mine[max(shared)], theirs[max(shared)])
 
 
-def saved(table: pd.DataFrame, arm: str, other: str, metric: str = METRIC) -> tuple[str, Verdict]:
-    """Whether an arm needs fewer passes than another, to the level that all seeds of that reach.
+@dataclass(frozen=True)
+class Saving:
+    """What an arm needs beside another, to the robust accuracy that all seeds of that have.
 
-    Where a seed of the arm has the level with the smallest budget already, that budget counts as
-    its passes. It may need fewer, so the ratio is then a lower bound.
-
-    Returns: a sentence with the ratio of the passes, other / arm, and the verdict.
+    Attributes:
+        arm, other: their names.
+        level: the robust accuracy, as of :func:`level_of` the other.
+        ratio: of the passes, other / arm, over pairs of seeds.
+        is_bound: whether a seed of the arm has the level with the smallest budget already. That
+            budget counts as its passes; it may need fewer, so the ratio is a lower bound.
+        verdict: on the claim that the arm needs fewer.
     """
+
+    arm: str
+    other: str
+    level: float
+    ratio: Estimate
+    is_bound: bool
+    verdict: Verdict
+
+    @property
+    def in_words(self) -> str:
+        bound = "at least " if self.is_bound else ""
+        return f"{bound}{self.ratio.as_ratio()} times as many passes"
+
+
+def saved(table: pd.DataFrame, arm: str, other: str, metric: str = METRIC) -> Saving:
+    """Whether an arm needs fewer passes than another, to the level that all seeds of that reach."""
     level = level_of(table, other, metric)
     found = passes_for(table, level, metric)
     mine = found[found.arm == arm].set_index("seed")
     theirs = found[(found.arm == other) & ~found.at_most].set_index("seed")
     seeds = mine.index.intersection(theirs.index)
     estimate = ratio(theirs.passes[seeds], mine.passes[seeds])
-    bound = "at least " if mine.at_most[seeds].any() else ""
-    budget = table[table.arm == other].budget.max()
-    words = (
-        f"To {100 * level:.0f} % robust accuracy, which every seed of `{other}` has with "
-        f"{budget:,} passes, `{other}` takes {bound}{estimate.as_ratio()} times as many passes as "
-        f"`{arm}`"
-    )
     reached = mine.passes.notna().sum()
     if reached < len(mine) or not estimate.pairs:
-        return words, Verdict(NOT_SHOWN, f"{reached} of {len(mine)} seeds of {arm} reached it")
-    return words, judged(estimate, how_much_faster(estimate, arm, "passes"), null=1)
+        verdict = Verdict(NOT_SHOWN, f"{reached} of {len(mine)} seeds of {arm} reached it")
+    else:
+        verdict = judged(estimate, how_much_faster(estimate, arm, "passes"), null=1)
+    return Saving(arm, other, level, estimate, bool(mine.at_most[seeds].any()), verdict)
 
 
 def sentences(table: pd.DataFrame, arm: str = OURS, metric: str = METRIC) -> list[str]:
@@ -212,8 +228,13 @@ def sentences(table: pd.DataFrame, arm: str = OURS, metric: str = METRIC) -> lis
     ]
     for other in dict.fromkeys([rival, STRONGEST]):
         if other in set(table.arm):
-            words, fewer = saved(table, arm, other, metric)
-            found.append(f"{words}; that `{arm}` needs fewer: {fewer}.")
+            one = saved(table, arm, other, metric)
+            most = table[table.arm == other].budget.max()
+            found.append(
+                f"To {100 * one.level:.0f} % robust accuracy, which every seed of `{other}` has "
+                f"with {most:,} passes, `{other}` takes {one.in_words} as `{arm}`; that `{arm}` "
+                f"needs fewer: {one.verdict}."
+            )
     return found
 
 

@@ -155,12 +155,13 @@ def numbered_rows(tables: Tables) -> list[tuple[Claim, dict[str, str]]]:
 
 
 def front(tables: Tables) -> str:
-    """What was found, in three sentences for the README, below a comment that names their file."""
+    """What was found, in a few sentences for the README, below a comment that names their file."""
     return render(
         "front.md.j2",
         command=COMMAND,
         speed=_speed(first_there("mnist", tables), tables),
         rival=_rival(tables),
+        start=_start(tables),
         three=_three_times(tables),
     )
 
@@ -286,6 +287,17 @@ def _rival(tables: Tables) -> dict | None:
     }
 
 
+def _start(tables: Tables) -> dict | None:
+    """What beginning at the last perturbation saves beside the best rival, on the hardest data."""
+    there = [name for name in FRONTIERS if name in tables]
+    if not there:
+        return None
+    table = tables[there[0]]
+    _, trial = piece_of(there[0]).trials[0]
+    saving = frontier.saved(table, frontier.OURS, frontier.best_rival(table))
+    return {"data": NAMES.get(trial.dataset, f"the {trial.dataset}"), "saving": saving}
+
+
 def _readings(tables: Tables) -> dict | None:
     """Which readings of the paper reach its highest robust accuracy on MNIST."""
     name = tables_of("mnist_audit")[1]
@@ -393,6 +405,13 @@ ARMS = {
 }
 
 
+# the tables of the frontier, the hardest data first
+FRONTIERS = (
+    "cpu_cifar10_frontier",
+    "cpu_mnist_frontier_0.3",
+    "cpu_mnist_frontier_0.1",
+    "cpu_digits_frontier",
+)
 FRONTIER = one_line("""
     This asks beyond the paper: with which way of training does a number of passes buy the most
     robust accuracy (PGD-20, at the end)? "Remembered" begins one step where the last
