@@ -417,8 +417,9 @@ FRONTIER = one_line("""
     robust accuracy (PGD-20, at the end)? "Remembered" begins one step where the last
     attack on the same image ended, which costs a byte a pixel; three additions use CAT's weights.
     Every way was tuned by as many draws of its settings, judged on held-out training images, and
-    the rival in the sentences is the one that ends highest in the table. "Passes" include those of
-    the guard against catastrophic overfitting. Lesson 09 explains it.
+    the rival in the sentences is the one that ends highest in the table. The columns are budgets;
+    the checks of the guard against catastrophic overfitting come on top of them, at most 3 %, and
+    count in the ratios. Lesson 09 explains it.
 """)
 
 
