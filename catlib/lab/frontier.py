@@ -223,8 +223,8 @@ def sentences(table: pd.DataFrame, arm: str = OURS, metric: str = METRIC) -> lis
     more = judged(gap, how_much_better(gap, arm))
     found = [
         f"With {budget:,} passes `{arm}` ends at {100 * ends[arm]:.1f} % robust accuracy, and the "
-        f"best of its rivals, `{rival}`, at {100 * ends[rival]:.1f} %: {gap.as_points()} points, "
-        f"p {gap.p:.2f}; that `{arm}` is more robust: {more}."
+        f"best of its rivals, `{rival}`, at {100 * ends[rival]:.1f} %: {gap.as_points()} points; "
+        f"that `{arm}` is more robust: {more}."
     ]
     for other in dict.fromkeys([rival, STRONGEST]):
         if other in set(table.arm):
