@@ -498,6 +498,21 @@ def test_up_to_a_factor_is_judged_at_the_level_with_the_largest_ratio(at, cat, s
     assert answer.numbers["count"] == 1
 
 
+@pytest.mark.parametrize(
+    ("cases", "word"),
+    [
+        (["above"], "holds"),
+        (["above"] * 2, "not shown"),  # six seeds show one case, and not two: p is 2 x 0.03
+        (["below"], "contradicted"),
+        (["below", "above"], "not shown"),
+    ],
+)
+def test_a_claim_about_all_cases_needs_a_corrected_p(cases, word):
+    sides = {"above": (1.1, 1.3), "below": (0.7, 0.9)}
+    ratios = [compare.Estimate(1, *sides[side], pairs=6, p=2 / 2**6) for side in cases]
+    assert claims.together(claims.words_for_each(ratios), "levels").word == word
+
+
 def test_up_to_holds_in_part_where_the_factor_is_not_ruled_out():
     table = records(100, 50, seeds=6)
     wide = table.seed.isin([0, 1]) & (table.arm == "CAT")  # two pairs with a much larger ratio

@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from catlib.lab import compare, pages, paper
 
@@ -148,6 +150,21 @@ def test_five_seeds_that_agree_have_a_p_of_six_percent_and_a_caveat():
     assert six.p == pytest.approx(2 / 2**6)
     assert "a lead" in compare.judged(five, "").remark
     assert compare.judged(six, "") == compare.Verdict(compare.HOLDS)
+
+
+@given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=6))
+def test_corrected_p_are_those_of_the_closed_test_procedure(values):
+    """Holm's p of a case is the largest Bonferroni p of all sets of cases that it belongs to."""
+    estimates = [compare.Estimate(1, 0, 2, pairs=8, p=value) for value in values]
+    tested = [case for case, value in enumerate(values) if not math.isnan(value)]
+    expected = [math.nan] * len(values)
+    for size in range(1, len(tested) + 1):
+        for cases in itertools.combinations(tested, size):
+            bonferroni = min(1.0, size * min(values[case] for case in cases))
+            for case in cases:
+                expected[case] = np.nanmax([expected[case], bonferroni])
+    found = [one.p for one in compare.corrected(estimates)]
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_side_is_shown_only_where_both_tests_agree():

@@ -21,6 +21,7 @@ from .compare import (
     CONTRADICTED,
     HOLDS,
     IN_PART,
+    NO_PAIR,
     NOT_SHOWN,
     NOT_TESTED,
     Verdict,
@@ -31,6 +32,7 @@ from .compare import (
     estimate_of,
     faster,
     faster_overall,
+    how_much_faster,
     judged,
     overall,
     ratio,
@@ -223,22 +225,23 @@ def larger_than(
 def up_to(records: pd.DataFrame, piece: Piece, factor: float) -> Answer:
     """Is CAT this many times faster at some level?
 
-    It holds where the largest ratio is at least the factor and is shown to be above 1, and in part
-    where the factor is only not ruled out. It is contradicted where the intervals of all levels end
-    below the factor.
+    It holds where the largest ratio is at least the factor and is shown to be above 1, with its p
+    corrected for the number of levels; and in part where the factor is only not ruled out. It is
+    contradicted where the intervals of all levels end below the factor.
     """
     speed = speed_table(records, levels_of(piece))
     speed = speed[speed.apply(all_reached, axis=1).astype(bool)]
     if speed.empty:
         return Answer(Verdict(NOT_SHOWN, "no level was reached by every run"), {"count": 0})
-    best = speed.loc[speed.ratio.idxmax()]
-    estimate = estimate_of(best)
-    numbers = {"count": len(speed), "ratio": estimate, "level": best.level}
+    ratios = compare.corrected([estimate_of(row) for _, row in speed.iterrows()])
+    best = int(np.argmax(speed.ratio))
+    largest = ratios[best]
+    numbers = {"count": len(speed), "ratio": largest, "level": speed.level.iloc[best]}
     most = speed.high.max()
-    verdict = faster(best)
-    if verdict.word == HOLDS and estimate.value < factor:
+    verdict = judged(largest, how_much_faster(largest), null=1)
+    if verdict.word == HOLDS and largest.value < factor:
         verdict = Verdict(IN_PART, f"faster, {factor:g} times is not ruled out")
-    if most < factor and estimate.has_enough_pairs:
+    if most < factor and largest.has_enough_pairs:
         verdict = Verdict(CONTRADICTED, f"at no level more than {most:.2f} times")
     return Answer(verdict, numbers)
 
@@ -261,16 +264,22 @@ def printed_range(
 
 def all_settings(records: pd.DataFrame, piece: Piece) -> Answer:
     """At how many levels, of accuracy and of robust accuracy, CAT is shown to be faster."""
-    words = []
+    ratios = []
     for metric in compare.METRICS:
         speed = speed_table(records, levels_of(piece, metric), metric)
-        words += [faster(row).word for _, row in speed.iterrows()]
+        ratios += [estimate_of(row) if all_reached(row) else NO_PAIR for _, row in speed.iterrows()]
+    words = words_for_each(ratios)
     counts = {word: words.count(word) for word in dict.fromkeys(words)}
     return Answer(together(words, "levels"), {"counts": counts, "levels": len(words)})
 
 
+def words_for_each(ratios: list[compare.Estimate]) -> list[str]:
+    """What ratios AT / CAT say to "CAT is faster" in each of several cases, tested all at once."""
+    return [judged(ratio, "", null=1).word for ratio in compare.corrected(ratios)]
+
+
 def together(words: list[str], what: str) -> Verdict:
-    """One verdict on "in every case", from the words for each case.
+    """One verdict on "in every case", from :func:`words_for_each` case.
 
     It is contradicted where CAT is shown to be slower in some case, and holds in part where it is
     shown to be faster in some and slower in none.
@@ -422,12 +431,11 @@ def every_sampling_number(
 ) -> Answer:
     """AT / CAT at each sampling number, over the levels that every run there reached."""
     ratios = {}
-    verdicts = {}
     for number, part in records.groupby("sampling_number"):
         ratios[number] = overall(part, levels_of(piece, metric), metric)
-        verdicts[number] = faster_overall(ratios[number]).word
-    verdict = together(list(verdicts.values()), "sampling numbers")
-    where = [f"k = {number}" for number, word in verdicts.items() if word == HOLDS]
+    words = words_for_each([one.ratio for one in ratios.values()])
+    verdict = together(words, "sampling numbers")
+    where = [f"k = {number}" for number, word in zip(ratios, words, strict=True) if word == HOLDS]
     if verdict.word == IN_PART:
         verdict = Verdict(IN_PART, f"{', '.join(where)}; {verdict.remark}")
     return Answer(verdict, {"ratios": ratios})
@@ -481,12 +489,11 @@ ALPHAS = {
 def best_alpha(records: pd.DataFrame, piece: Piece) -> Answer:
     """Does another alpha than the paper's need more iterations, or fewer?"""
     ratios = {}
-    sides = {}
     for arm, alpha in ALPHAS.items():
         if arm != "CAT" and arm in set(records.arm):
-            one = overall(records, levels_of(piece), baseline=arm, arm="CAT")
-            ratios[alpha] = one
-            sides[f"{alpha:g}"] = one.ratio.side(1)
+            ratios[alpha] = overall(records, levels_of(piece), baseline=arm, arm="CAT")
+    tested = compare.corrected([one.ratio for one in ratios.values()])
+    sides = {f"{alpha:g}": one.side(1) for alpha, one in zip(ratios, tested, strict=True)}
     slower = [alpha for alpha, side in sides.items() if side == "above"]
     quicker = [alpha for alpha, side in sides.items() if side == "below"]
     if quicker:

@@ -7,7 +7,7 @@ functions take its name as ``by``. The runs of two arms are paired by the column
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,9 @@ class Estimate:
         return self.smallest_p <= SIGNIFICANT
 
 
+NO_PAIR = Estimate(math.nan, math.nan, math.nan, 0)
+
+
 def _points(share: float) -> str:
     return f"{round(100 * share, 1) + 0.0:+.1f}"  # + 0.0: never "-0.0"
 
@@ -171,7 +174,7 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Estimate:
     each = np.asarray(values, float)
     count = len(each)
     if count == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
+        return NO_PAIR
     mean = float(each.mean())
     if count == 1:
         return Estimate(mean, math.nan, math.nan, 1)
@@ -195,6 +198,23 @@ def sign_flip_p(values: np.ndarray) -> float:
         vectorized=True,
     )
     return float(min(1, test.pvalue))
+
+
+def corrected(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """Estimates that are tested all at once, every p larger by the method of Holm.
+
+    Among many true nulls some p fall below 5 % by luck. Of these ones, any does so in at most 5 %
+    of cases. An estimate without a p stays as it is, and is not counted.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal
+    of Statistics 6 (1979).
+    """
+    smallest_first = pd.Series([one.p for one in estimates], dtype=float).dropna().sort_values()
+    still_tested = np.arange(len(smallest_first), 0, -1)
+    larger = (smallest_first * still_tested).cummax().clip(upper=1)
+    return [
+        replace(one, p=float(larger.get(place, math.nan))) for place, one in enumerate(estimates)
+    ]
 
 
 # ------------------------------------------------------------------ what a level cost
@@ -418,7 +438,7 @@ def overall(
         used.append(level)
         logarithms.append(np.log(table[baseline]) - np.log(table[arm]))
     if not used:
-        return Overall(Estimate(math.nan, math.nan, math.nan, 0), (), tuple(left_out))
+        return Overall(NO_PAIR, (), tuple(left_out))
     of_seeds = np.exp(pd.concat(logarithms, axis=1).mean(axis=1))
     return Overall(ratio(of_seeds, np.ones(len(of_seeds))), tuple(used), tuple(left_out))
 
