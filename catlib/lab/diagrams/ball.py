@@ -53,7 +53,7 @@ def _draw_disc(axis: Axes) -> None:
 
 
 def _draw_square_at_the_border(axis: Axes) -> None:
-    axis.set_title("and what it leaves is an image")
+    axis.set_title("and the result stays an image")
     axis.add_patch(Rectangle((-1, -1), 2, 2, fill=False, ec="black", lw=1.2, ls=":"))
     axis.add_patch(Rectangle((-1, -1), 1.6, 2, color="#eeeeee", ec="black", lw=2))
     axis.axvspan(0.6, 1.95, color="#cccccc", alpha=0.55, lw=0)

@@ -61,7 +61,7 @@ def _weights(axis: Axes) -> None:
     axis.text(
         left,
         -2.78,
-        "the weights $w^1, w^2, …, w^n$, one for each image; line 1 sets all of them to 1",
+        "the weights $w_t^1, w_t^2, …, w_t^n$, one for each image; line 1 sets all of them to 1",
         va="top",
         fontsize=9.5,
     )
