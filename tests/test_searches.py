@@ -45,7 +45,7 @@ def test_a_draw_is_the_same_for_every_arm_to_which_it_applies():
 
 
 def test_draws_are_by_their_law_and_of_their_number_alone():
-    drawn = [ranges.drawn_settings(RANGES, number, {}) for number in range(400)]
+    drawn = [ranges.drawn_settings(RANGES, number, {}) for number in range(256)]
     assert drawn[7] == ranges.drawn_settings(RANGES, 7, {})
     rates = np.log10([one["learning_rate"] for one in drawn])
     assert rates.min() >= -3.01 and rates.max() <= -0.99
@@ -54,6 +54,15 @@ def test_draws_are_by_their_law_and_of_their_number_alone():
     assert steps.min() >= 0.495 and steps.max() <= 1.005
     assert steps.mean() == pytest.approx(0.75, abs=0.03)
     assert {one["sampling_number"] for one in drawn} == {32, 64}
+
+
+@pytest.mark.parametrize("draws", [2, 4, 8, 16])
+def test_few_draws_are_spread_evenly(draws):
+    """One value in each of ``draws`` equal parts of a range, and every choice as often."""
+    drawn = [ranges.drawn_settings(RANGES, number, {}) for number in range(draws)]
+    places = [np.log10(one["learning_rate"] / 1e-3) / 2 for one in drawn]
+    assert sorted(int(place * draws - 1e-9) for place in places) == list(range(draws))
+    assert [one["sampling_number"] for one in drawn].count(32) == draws // 2
 
 
 @pytest.mark.parametrize("law", [{"gauss": [0, 1]}, {}, {"log": [1, 2], "choice": [1]}])
