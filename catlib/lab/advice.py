@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .claims import final_metric, levels_of
+from .claims import levels_of
 from .compare import (
     Estimate,
     Overall,
@@ -15,6 +15,7 @@ from .compare import (
     difference,
     ends,
     faster_overall,
+    final_metric,
     overall,
 )
 from .study.plan import Piece

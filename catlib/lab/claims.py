@@ -32,6 +32,7 @@ from .compare import (
     estimate_of,
     faster,
     faster_overall,
+    final_metric,
     how_much_faster,
     judged,
     overall,
@@ -263,37 +264,62 @@ def printed_range(
 
 
 def all_settings(records: pd.DataFrame, piece: Piece) -> Answer:
-    """At how many levels, of accuracy and of robust accuracy, CAT is shown to be faster."""
-    ratios = []
+    """In how many cells of the paper's table, of accuracy and of robust accuracy, CAT is faster.
+
+    The levels that the paper does not print are counted apart; where it prints none of those that
+    the study times, they decide.
+    """
+    printed: list[bool] = []
+    ratios: list[compare.Estimate] = []
+    _, trial = piece.trials[0]
     for metric in compare.METRICS:
-        speed = speed_table(records, levels_of(piece, metric), metric)
+        levels = levels_of(piece, metric)
+        speed = speed_table(records, levels, metric)
         ratios += [estimate_of(row) if all_reached(row) else NO_PAIR for _, row in speed.iterrows()]
-    words = words_for_each(ratios)
-    counts = {word: words.count(word) for word in dict.fromkeys(words)}
-    return Answer(together(words, "levels"), {"counts": counts, "levels": len(words)})
+        cells = paper_table(trial.dataset, metric).index
+        printed += [round(100 * level) in cells for level in levels]
+    tested = compare.corrected(ratios)
+    inside = [one for one, is_cell in zip(tested, printed, strict=True) if is_cell]
+    outside = [one for one, is_cell in zip(tested, printed, strict=True) if not is_cell]
+    numbers = {"cells": counted(inside), "other levels": counted(outside)}
+    return Answer(together(inside or outside, "cells" if inside else "levels"), numbers)
 
 
-def words_for_each(ratios: list[compare.Estimate]) -> list[str]:
-    """What ratios AT / CAT say to "CAT is faster" in each of several cases, tested all at once."""
-    return [judged(ratio, "", null=1).word for ratio in compare.corrected(ratios)]
+def counted(tested: list[compare.Estimate]) -> dict[str, int]:
+    """How often each word is said to "CAT is faster", of several ratios AT / CAT."""
+    words = [judged(ratio, "", null=1).word for ratio in tested]
+    return {word: words.count(word) for word in dict.fromkeys(words)}
 
 
-def together(words: list[str], what: str) -> Verdict:
-    """One verdict on "in every case", from :func:`words_for_each` case.
+def together(tested: list[compare.Estimate], what: str) -> Verdict:
+    """One verdict on "CAT is faster in every case".
 
     It is contradicted where CAT is shown to be slower in some case, and holds in part where it is
     shown to be faster in some and slower in none.
+
+    Args:
+        tested: the ratio AT / CAT of each case, p corrected for their number;
+            :data:`~catlib.lab.compare.NO_PAIR` where not every run reached the level.
+        what: the cases, in words.
     """
-    faster_at = words.count(HOLDS)
-    slower_at = words.count(CONTRADICTED)
-    where = f"CAT faster at {faster_at}, slower at {slower_at} of {len(words)} {what}"
-    if not words:
+    reached = [ratio for ratio in tested if ratio.pairs]
+    if not tested:
         return Verdict(NOT_TESTED)
+    if not reached:
+        return Verdict(NOT_SHOWN, "no level was reached by every run")
+    words = counted(tested)
+    faster_at = words.get(HOLDS, 0)
+    slower_at = words.get(CONTRADICTED, 0)
+    where = f"CAT faster at {faster_at}, slower at {slower_at} of {len(tested)} {what}"
     if slower_at:
         return Verdict(CONTRADICTED, where)
-    if faster_at == len(words):
+    if faster_at == len(tested):
         return Verdict(HOLDS)
-    return Verdict(IN_PART if faster_at else NOT_SHOWN, where)
+    if faster_at:
+        return Verdict(IN_PART, where)
+    if not any(ratio.has_enough_pairs for ratio in reached):
+        where = f"{where}; {compare.too_few(reached[0])}"
+    return Verdict(NOT_SHOWN, where)
 
 
 def sooner(records: pd.DataFrame, piece: Piece, baseline: str, arm: str) -> Answer:
@@ -349,13 +375,6 @@ def _end_numbers(last, metric: str, gap, baseline: str, arm: str) -> dict:
         "difference": gap,
         "restarts": metric == "final_robust_accuracy",
     }
-
-
-def final_metric(last: pd.DataFrame) -> str:
-    """The column with the strongest attack at the end."""
-    if "final_robust_accuracy" in last:
-        return "final_robust_accuracy"
-    return "robust_accuracy"
 
 
 def seconds_an_iteration(records: pd.DataFrame, piece: Piece, margin: float) -> Answer:
@@ -433,10 +452,11 @@ def every_sampling_number(
     ratios = {}
     for number, part in records.groupby("sampling_number"):
         ratios[number] = overall(part, levels_of(piece, metric), metric)
-    words = words_for_each([one.ratio for one in ratios.values()])
-    verdict = together(words, "sampling numbers")
-    where = [f"k = {number}" for number, word in zip(ratios, words, strict=True) if word == HOLDS]
+    tested = compare.corrected([one.ratio for one in ratios.values()])
+    verdict = together(tested, "sampling numbers")
     if verdict.word == IN_PART:
+        sides = zip(ratios, tested, strict=True)
+        where = [f"k = {number}" for number, ratio in sides if ratio.side(1) == "above"]
         verdict = Verdict(IN_PART, f"{', '.join(where)}; {verdict.remark}")
     return Answer(verdict, {"ratios": ratios})
 
@@ -473,6 +493,7 @@ def come_together(records: pd.DataFrame, piece: Piece) -> Answer:
         by_seed[number] = last["CAT"] - last["AT"]
     change = difference(by_seed[min(gaps)], by_seed[max(gaps)])
     how_large = f"the gap of the smallest k less that of the largest is {change.as_points()} points"
+    how_large += compare.but_p(change)
     return Answer(judged(change, how_large), {"gaps": gaps, "change": change})
 
 

@@ -6,7 +6,7 @@ functions take its name as ``by``. The runs of two arms are paired by the column
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -451,6 +451,13 @@ def ends(records: pd.DataFrame, by: str = "arm") -> pd.DataFrame:
     return records.sort_values("iteration").groupby([by, "seed"]).last()
 
 
+def final_metric(last: pd.DataFrame) -> str:
+    """The column with the strongest attack at the end."""
+    if "final_robust_accuracy" in last:
+        return "final_robust_accuracy"
+    return "robust_accuracy"
+
+
 def drawn_accuracy(records: pd.DataFrame, by: str = "arm") -> pd.Series:
     """How hard the drawn examples were: robust accuracy on the batches of a whole run, its mean.
 
@@ -546,13 +553,13 @@ def how_much_faster(estimate: Estimate, arm: str = "CAT", cost: str = "iteration
         cost: what is counted.
     """
     if estimate.low == estimate.high:
-        return "the same on all seeds, to one tick"
+        return "the same on all seeds, to one check"
     fewest = 100 * (1 - 1 / estimate.high)
     most = 100 * (1 / estimate.low - 1)
     if most < 0:
-        return f"{arm} needs {_span(-most, fewest)} % fewer {cost}{_but_p(estimate)}"
+        return f"{arm} needs {_span(-most, fewest)} % fewer {cost}{but_p(estimate)}"
     if fewest < 0:
-        return f"{arm} needs {_span(-fewest, most)} % more {cost}{_but_p(estimate)}"
+        return f"{arm} needs {_span(-fewest, most)} % more {cost}{but_p(estimate)}"
     return f"{arm} needs at most {fewest:.0f} % fewer or {most:.0f} % more {cost}"
 
 
@@ -568,13 +575,13 @@ def how_much_better(
     low = 100 * estimate.low
     high = 100 * estimate.high
     if low > 0:
-        return f"{arm} between {low:.1f} and {high:.1f} points {better}{_but_p(estimate)}"
+        return f"{arm} between {low:.1f} and {high:.1f} points {better}{but_p(estimate)}"
     if high < 0:
-        return f"{arm} between {-high:.1f} and {-low:.1f} points {worse}{_but_p(estimate)}"
+        return f"{arm} between {-high:.1f} and {-low:.1f} points {worse}{but_p(estimate)}"
     return f"{arm} at most {high:.1f} points {better} or {-low:.1f} {worse}"
 
 
-def _but_p(estimate: Estimate) -> str:
+def but_p(estimate: Estimate) -> str:
     """The p of the sign-flip test where it does not agree with the interval."""
     if estimate.p <= max(SIGNIFICANT, estimate.smallest_p):
         return ""
@@ -640,8 +647,9 @@ RANKS_IN_PART = 0.4
 def similar_predictions(rows: pd.DataFrame) -> dict:
     """Fig. 1 as a finding: similarity of predictions one iteration apart, second half of training.
 
-    A similarity no more than 0.05 above that with another image of the class is no evidence: the
-    model answers alike for every image of the class. Neither is a model that had hardly learned,
+    A similarity that is not shown to be 0.05 above that with another image of the class is no
+    evidence: the model may answer alike for every image of the class. Where there are several
+    seeds, the whole interval must lie there. Neither is a model that had hardly learned,
     which misreads most images under attack. Otherwise the claim holds from 0.9 on, and in part
     below that.
 
@@ -649,16 +657,22 @@ def similar_predictions(rows: pd.DataFrame) -> dict:
         rows: a table of :func:`catlib.lab.similarity.neighbour_similarity`. Where it has fresh
             starts of the attack, as training has, those count.
 
-    Returns: ``similarity``, ``control``, ``agreement`` and ``success`` (means), ``verdict``.
+    Returns: ``similarity``, ``control``, ``agreement`` and ``success`` (means), ``above`` (an
+        :class:`Estimate` of similarity less control over seeds), ``verdict``.
     """
     rows = rows[(rows.gap == 1) & (rows.iteration > rows.iteration.max() / 2)]
     if (rows.start == "fresh").any():
         rows = rows[rows.start == "fresh"]
     means = rows[["mean", "control", "agreement", "success"]].mean()
+    of_seeds = rows.assign(seed=rows.get("seed", 0)).groupby("seed")[["mean", "control"]].mean()
+    above = difference(of_seeds["mean"], of_seeds.control)
+    above_at_least = above.value if above.pairs == 1 else above.low
     if means.success > HARDLY_LEARNED:
         verdict = Verdict(NOT_TESTED, f"{means.success:.0%} misread: the models had hardly learned")
-    elif means["mean"] - means.control < ABOVE_CONTROL:
-        verdict = Verdict(NOT_SHOWN, "predictions are as alike for another image of the class")
+    elif above_at_least < ABOVE_CONTROL:
+        interval = f"{above.value:.3f} [{above.low:.2f}, {above.high:.2f}]"
+        how_much = interval if above.pairs > 1 else f"{above.value:.3f}"
+        verdict = Verdict(NOT_SHOWN, f"{how_much} above another image of the class")
     elif means["mean"] >= ALIKE:
         verdict = Verdict(HOLDS)
     else:
@@ -666,6 +680,7 @@ def similar_predictions(rows: pd.DataFrame) -> dict:
     return {
         "similarity": means["mean"],
         "control": means.control,
+        "above": above,
         "agreement": means.agreement,
         "success": means.success,
         "verdict": verdict,
@@ -684,12 +699,13 @@ def old_weights(rows: pd.DataFrame, one_epoch: float, alpha: float = 0.5) -> dic
 
     Returns: ``age`` (of the group that one epoch falls into, or of the oldest one measured),
         ``correlation`` (an :class:`Estimate` over seeds, or over checks where there is one seed),
-        ``by_age`` (means), ``verdict``.
+        ``by_age`` (by the ages in words, as "10 to 19": the mean over checks, and how many seeds),
+        ``verdict``.
     """
     late = rows[(rows.alpha == alpha) & (rows.iteration > rows.iteration.max() / 2)]
     late = late.dropna(subset="within_class")
-    by_age = late.groupby("age").within_class.mean()
-    age = max([age for age in by_age.index if age <= one_epoch], default=by_age.index.min())
+    measured_ages = sorted(late.age.unique())
+    age = max([age for age in measured_ages if age <= one_epoch], default=measured_ages[0])
     at_age = late[late.age == age]
     values = at_age.groupby("seed").within_class.mean()
     if len(values) < 3:
@@ -710,9 +726,23 @@ def old_weights(rows: pd.DataFrame, one_epoch: float, alpha: float = 0.5) -> dic
     return {
         "age": int(age),
         "correlation": correlation,
-        "by_age": by_age.to_dict(),
+        "by_age": {
+            ages_from(one, rows.age.unique()): (group.within_class.mean(), group.seed.nunique())
+            for one, group in late.groupby("age")
+        },
         "verdict": verdict,
     }
+
+
+def ages_from(age: int, ages: Iterable[int]) -> str:
+    """The ages of a group in words, as "10 to 19", or "20 and over" of the last one.
+
+    Args:
+        age: with which the group begins.
+        ages: with which all groups begin.
+    """
+    later = [one for one in ages if one > age]
+    return f"{age} to {min(later) - 1}" if later else f"{age} and over"
 
 
 # ------------------------------------------------------------------ the audit
@@ -774,6 +804,7 @@ def reading_of(arm: str) -> str:
     return reading
 
 
+UNTRAINED = 0.2  # a model with less accuracy, twice that of chance, has not learned
 HARMLESS = 0.05  # an attack that costs less accuracy than this hardly does anything
 
 
@@ -787,6 +818,7 @@ def audit_verdict(rows: pd.DataFrame) -> tuple[Verdict, dict]:
     numbers = {
         "level": rows.level.max(),
         "readings": len(readings),
+        "untrained": len({reading_of(arm) for arm in top.arm[top.clean < UNTRAINED]}),
         "real": list(real.arm),
         "harmless": dict(zip(harmless.arm, harmless.clean, strict=True)),
     }

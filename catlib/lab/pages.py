@@ -7,6 +7,8 @@ verdict is given, in claims.py and compare.py. Headers of tables, what an arm is
 what a table was measured on, stand here.
 """
 
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,17 +17,19 @@ import pandas as pd
 
 from ..files import write_whole
 from . import advice, claims, frontier, markdown
-from .claims import Answer, Claim, final_metric, first_there, levels_of, tables_of
+from .claims import Answer, Claim, first_there, levels_of, tables_of
 from .compare import (
     Estimate,
     all_reached,
     costs,
     did_not_learn,
     difference,
+    drawn_accuracy,
     ends,
     estimate_of,
     failures,
     faster_overall,
+    final_metric,
     how_much_faster,
     measured,
     overall,
@@ -179,6 +183,7 @@ def findings(tables: Tables) -> str:
         strong=_speed(first_there("mnist_strong", tables), tables),
         constant=_learned(first_there("mnist_constant", tables), tables),
         parts=_parts(first_there("controls", tables), tables),
+        few_met=_parts(first_there("mnist", tables), tables),
         three=_three_times(tables),
         rival=_rival(tables),
         readings=_readings(tables),
@@ -211,22 +216,30 @@ def _speed(name: str | None, tables: Tables) -> dict | None:
         gap = difference(final["CAT"], final["AT"])
     one = overall(tables[name], levels_of(piece))
     _, trial = piece.trials[0]
+    clean = {}
+    for arm in ("CAT", "balance only"):
+        if arm in last.index:
+            levels = levels_of(piece, "accuracy")
+            clean[arm] = overall(tables[name], levels, "accuracy", arm=arm)
     return {
         "label": label(name),
         "epochs": f"{epochs_of(trial):.2g}",
         "epsilon": epsilon_of(piece),
+        "levels": one.levels,
         "ratio": one.ratio,
         "verdict": faster_overall(one),
         "large": how_much_faster(one.ratio),
         "gap": gap,
+        "clean": clean,
+        "clean_verdict": faster_overall(clean["CAT"]),
     }
 
 
-def epochs_of(trial: Trial) -> float:
-    """How often a trial draws as many images as there are."""
+def epochs_of(trial: Trial, batch: int | None = None) -> float:
+    """How often a trial, with batches of its own or another size, draws all images there are."""
     assert trial.iterations is not None, "a trial of the study has an end"
     images = trial.train_size or TRAINING_IMAGES[trial.dataset]
-    return trial.iterations * trial.sampling_number / images
+    return trial.iterations * (batch or trial.sampling_number) / images
 
 
 def _learned(name: str | None, tables: Tables) -> str | None:
@@ -242,12 +255,18 @@ def _parts(name: str | None, tables: Tables) -> dict | None:
     if name is None:
         return None
     numbers = claims.sooner(tables[name], piece_of(name), "balance only", "CAT").numbers
-    return {
+    found = {
         "label": label(name),
         "ratio": numbers["overall"].ratio,
         "verdict": faster_overall(numbers["overall"]),
         "gap": numbers["difference"],
     }
+    last = ends(tables[name])
+    if "met_again" in last:
+        drawn = drawn_accuracy(tables[name])
+        found["met_again"] = last.met_again["CAT"].mean()
+        found["harder"] = drawn["balance only"].mean() - drawn["CAT"].mean()
+    return found
 
 
 def _three_times(tables: Tables) -> dict | None:
@@ -303,7 +322,8 @@ def _readings(tables: Tables) -> dict | None:
     name = tables_of("mnist_audit")[1]
     if name not in tables:
         return None
-    return claims.printed_reached(tables[name], piece_of(name)).numbers
+    found = claims.printed_reached(tables[name], piece_of(name)).numbers
+    return found | {"label": label(name)}
 
 
 # ------------------------------------------------------------------ the claims page
@@ -351,33 +371,60 @@ def state_of(piece: Piece, tables: Tables) -> str:
     there = tables[piece.table].seed.nunique()
     planned = len({trial.seed for _, trial in piece.trials})
     if there < planned:
-        return f"{there} of {planned} seeds"
+        return f"{there} of {planned} seeds, measured by an older plan"
     return "measured before an arm or a value was added"
 
 
 def settings(tables: Tables) -> pd.DataFrame:
-    """What every table of the page was measured on: a row a table."""
+    """What every table of the page was measured on, by its own first lines: a row a table.
+
+    The plan in study.toml may be newer than a table.
+    """
     used = dict.fromkeys(name for claim in claims.all_claims() for name in claim.tables)
     rows = []
     for name in used:
         if name not in tables or name.endswith("_staleness"):
             continue
+        table = tables[name]
         piece = piece_of(name)
         _, trial = piece.trials[0]
+        judged, _, every = _noted(table, "evaluation").partition("; tick: ")
+        batches = re.findall(r"\d+", _noted(table, "update").partition("batch ")[2].split(",")[0])
         rows.append(
             {
                 "table": f"`{name}.csv`",
                 "data": NAMES.get(trial.dataset, trial.dataset),
                 "network": network(trial),
-                "attack in training": f"PGD-{trial.steps}, {epsilon_of(piece)}",
-                "iterations": f"{trial.iterations:,} of {trial.sampling_number}",
-                "epochs": f"{epochs_of(trial):.2g}",
-                "checked every": f"{trial.evaluate_every} iterations",
-                "on test images": f"{trial.evaluation_size:,}",
-                "seeds": tables[name].seed.nunique(),
+                "attack in training": f"PGD-{trial.steps}, ε = {radius_of(trial)}{_growth(table)}",
+                "iterations": f"{table.iteration.max():,} of {_range(batches)}",
+                "epochs": _range(f"{epochs_of(trial, int(batch)):.2g}" for batch in batches),
+                "checks": every.split("; ")[0] or "—",
+                "on": judged.split(", PGD")[0] or "—",
+                "at the end": _noted(table, "final") or "the last check",
+                "seeds": table.seed.nunique(),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _noted(table: pd.DataFrame, what: str) -> str:
+    """What the first lines of a table of the study say of something; empty if nothing."""
+    for line in table.attrs["about"].splitlines():
+        if line.startswith(f"{what}: "):
+            return line.removeprefix(f"{what}: ")
+    return ""
+
+
+def _growth(table: pd.DataFrame) -> str:
+    """Over how many iterations epsilon grew, in words; empty where it did not."""
+    over = re.search(r"epsilon grows over (\d+)", _noted(table, "update"))
+    return f", grown over {over[1]} iterations" if over and int(over[1]) else ""
+
+
+def _range(values: Iterable[str]) -> str:
+    """The first and the last of values in order, as "32 to 512"; a single one as it is."""
+    every = list(values)
+    return every[0] if len(every) == 1 else f"{every[0]} to {every[-1]}"
 
 
 # What an arm is: as AT or CAT, but for what is said.
@@ -396,6 +443,7 @@ ARMS = {
     "rank": "CAT that draws in proportion to the place of w in the order of all",
     "boundary": "CAT that prefers a w close to 0, where the model is unsure",
     "PGD-2": "AT by an attack of two steps",
+    "PGD-3": "AT by an attack of three steps; the frontier calls AT itself PGD-10",
     "FGSM-RS": "AT by one step from a random start (Wong et al., ICLR 2020)",
     "N-FGSM": "AT by one step from a noisy start (de Jorge et al., NeurIPS 2022)",
     "free": "AT that updates the model at every step of the attack (Shafahi et al., NeurIPS 2019)",
@@ -418,8 +466,8 @@ FRONTIER = one_line("""
     image ended, which costs a byte a pixel; three additions use CAT's weights. Every way was tuned
     by as many draws of its settings, at one budget, judged on held-out training images, and the
     rival in the sentences is the one that ends highest in the table. The columns are budgets;
-    the checks of the guard against catastrophic overfitting come on top of them, at most 3 %, and
-    count in the ratios. Lesson 09 explains it.
+    the checks of a guard against catastrophic overfitting (the sudden loss of robustness to which
+    few-step attacks are prone) come on top of them and count in the ratios. Lesson 09 explains it.
 """)
 
 
@@ -428,7 +476,11 @@ AUDIT = one_line("""
     over seeds of the best robust accuracy that a run had until then, on test images and on its own
     training batches. Beside it stands the clean accuracy at that evaluation, median over seeds:
     where the two hardly differ, the attack of this reading hardly does anything; where it is near
-    10 %, the model had not learned yet.
+    10 %, the model had not learned yet. The readings: "raw gradient" is Eq. 2 as printed, without
+    the sign, in training and in judging; "raw gradient in training" there only; "of the batch's
+    mean" takes the gradient of the mean loss of a batch, which is as many times smaller as the
+    batch has images; "normalised epsilon" is ε in units of the pixels' standard deviation; "half
+    epsilon" is half of it.
 """)
 
 

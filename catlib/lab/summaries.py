@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from .compare import COSTS, costs, did_not_learn, difference, drawn_accuracy, ends, speed_row
+from .compare import (
+    COSTS,
+    costs,
+    did_not_learn,
+    difference,
+    drawn_accuracy,
+    ends,
+    final_metric,
+    measured,
+    speed_row,
+)
 from .study.plan import Piece, pieces_of, profiles
 
 Tables = dict[str, pd.DataFrame]
@@ -33,10 +43,9 @@ def load_tables(results: Path) -> Tables:
     tables = {}
     for piece in all_pieces():
         for name in (piece.table, f"{piece.table}_staleness"):
-            path = results / f"{name}.csv"
-            if not path.exists():
+            table = measured(name, results)
+            if table is None:
                 continue
-            table = pd.read_csv(path, comment="#")
             if piece.kind in ("finals", "search") or _has_pairs(piece, table):
                 tables[name] = table
     return tables
@@ -144,13 +153,15 @@ def summary(tables: Tables) -> pd.DataFrame:
                     row = one.keys | {"metric": metric, "level": float(level), "cost": cost}
                     speed = speed_row(took[level], cost, baseline=one.baseline, arm=one.arm)
                     rows.append(row | {names.get(name, name): speed[name] for name in speed})
-    return pd.DataFrame(rows, columns=None if rows else KEYS).round(3)
+    table = pd.DataFrame(rows, columns=None if rows else KEYS)
+    return table.round({name: 6 if name == "p" else 3 for name in table.select_dtypes("number")})
 
 
 def final(tables: Tables) -> pd.DataFrame:
     """A row a comparison: where the arm stood at the last iteration, and how far from its baseline.
 
-    The difference is that of the robust accuracies, paired by seed. Beside it stands the
+    The difference is that of the robust accuracies under the strongest attack at the end, paired by
+    seed. Beside it stands the
     manipulation check, where the table has it: the share of draws that met an image again, and by
     how much the arm's batches were harder (``drawn_difference`` below 0) than its baseline's.
     """
@@ -164,7 +175,8 @@ def final(tables: Tables) -> pd.DataFrame:
             if name in last:
                 row[name] = arm[name].mean()
                 row[f"{name}_sd"] = arm[name].std()
-        gap = difference(arm.robust_accuracy, baseline.robust_accuracy)
+        metric = final_metric(last)
+        gap = difference(arm[metric], baseline[metric])
         row |= {"difference": round(gap.value, 4) + 0.0}  # not -0.0
         row |= {"low": gap.low, "high": gap.high, "p": gap.p}
         row["did_not_learn"] = did_not_learn(last)[one.arm]
@@ -176,4 +188,5 @@ def final(tables: Tables) -> pd.DataFrame:
             row |= {"drawn_difference": harder.value}
             row |= {"drawn_low": harder.low, "drawn_high": harder.high}
         rows.append(row)
-    return pd.DataFrame(rows).round(4)
+    table = pd.DataFrame(rows)
+    return table.round({name: 6 if name == "p" else 4 for name in table.select_dtypes("number")})

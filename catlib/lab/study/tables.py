@@ -84,7 +84,8 @@ def write_search(piece: Piece, runs: Path, results: Path) -> None:
         row |= searched_settings(piece, one.trial)
         rows.append(row | end_of(one))
     notes = {
-        "search": f"settings by numpy's default_rng([{SEARCH_SEED}, draw]), the same for every arm"
+        "search": "settings are points of scipy's scrambled Sobol sequence of seed "
+        f"{SEARCH_SEED}, the same for every arm"
     }
     write_result(piece, pd.DataFrame(rows), finished, results, notes)
 
