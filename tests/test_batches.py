@@ -25,7 +25,8 @@ from catlib.lab.__main__ import main
 from catlib.lab.batch import engine, execute, units
 from catlib.lab.batch.engine import Failure, Pause, Processes, ThisProcess, run_jobs
 from catlib.lab.batch.parameters import Parameter, values_in
-from catlib.lab.paths import DOCS, NOTEBOOKS, ROOT
+from catlib.lab.batch.table import table_of, telling
+from catlib.lab.paths import DOCS, NOTEBOOKS, README, ROOT
 from catlib.lab.runs import Trial, run
 from catlib.lab.study import work
 from catlib.lab.study.plan import Piece
@@ -441,6 +442,24 @@ def test_a_batch_that_is_told_to_stop_ends_cleanly(tmp_path, sign):
     assert process.returncode == 130
     assert "The same command goes on" in printed and "Traceback" not in printed
     assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+def test_what_is_printed_leaves_out_what_all_runs_share(tmp_path):
+    """A setting that is None everywhere is shared as well."""
+    grid = ["-p", "method=AT,CAT", *QUICK_ARGUMENTS, "--out", str(tmp_path)]
+    assert main(["batch", "trial", *grid, "--workers", "1"]) == 0
+    shown = telling(table_of(tmp_path)).columns
+    assert "method" in shown and not {"width", "train_size", "step_size", "seed"} & set(shown)
+
+
+def test_the_batch_of_the_readme_can_be_given():
+    text = README.read_text(encoding="utf-8")
+    commands = re.findall(r"`catlib (batch notebooks/[^`]+)`", text)
+    assert commands
+    for command in commands:
+        assert (
+            main([*shlex.split(command.replace("notebooks/", f"{NOTEBOOKS}/")), "--dry-run"]) == 0
+        )
 
 
 # what a notebook does that fails, and what is said of it

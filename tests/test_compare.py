@@ -283,7 +283,7 @@ def test_a_verdict_says_how_large_the_effect_could_still_be():
     slower = compare.Estimate(0.9, 0.8, 0.95, 8, 0.01)
     assert compare.how_much_faster(slower) == "CAT needs 5 to 25 % more iterations"
     same = compare.Estimate(1.0, 1.0, 1.0, 8, 1.0)
-    assert compare.how_much_faster(same) == "the same on all seeds, to one tick"
+    assert compare.how_much_faster(same) == "the same on all seeds, to one check"
     doubted = compare.Estimate(1.05, 1.02, 1.08, 8, 0.12)
     assert compare.how_much_faster(doubted).endswith("but p is 0.12")
 

@@ -319,6 +319,7 @@ OWN_MISTAKES = {
     "a label missing": ({"y_train": np.arange(39) % 4}, "40 images"),
     "too few classes": ({"classes": ["a", "b"]}, "0..1"),
     "one class": ({"y_train": np.zeros(40, int), "y_test": np.zeros(20, int)}, "at least 2"),
+    "many channels first": ({"x_train": np.ones((40, 6, 16, 16), np.uint8)}, "put them last"),
     "other test images": ({"x_test": np.ones((20, 8, 7, 5), np.uint8)}, "same channels"),
     "classes of floats": ({"classes": np.array([0.5, 1.5])}, "not names"),
 }

@@ -25,8 +25,18 @@ def channels_first(x: np.ndarray) -> Tensor:
     """Images (n, H, W), (n, H, W, C) or (n, C, H, W) to (n, C, H, W).
 
     (n, a, b, c) has its channels first if a is at most 4 and c is more: no image is so low.
+
+    Raises: ValueError: more than four channels seem to come first, as (n, a, b, b) could mean.
     """
     images = torch.from_numpy(x)
+    if images.ndim == 4:
+        _, first, height, last = images.shape
+        if first > 4 and last > 4 and first != height == last:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, which would be {last} channels of "
+                f"{first} x {height} pixels; with more than four channels put them last, as "
+                f"(n, {height}, {last}, {first})."
+            )
     if images.ndim == 3:
         images = images.unsqueeze(1)
     elif not images.shape[1] <= 4 < images.shape[3]:

@@ -32,7 +32,10 @@ def read_file(path: Path) -> Data:
         if name.startswith("x_"):
             if array.ndim not in (3, 4) or array.dtype.kind not in "uf" or not array.size:
                 raise ValueError(f"{path}: {name} is {array.dtype} {array.shape}. {FILE}")
-            parts[name] = channels_first(array)
+            try:
+                parts[name] = channels_first(array)
+            except ValueError as error:
+                raise ValueError(f"{path}: {name}: {error}") from error
         elif name.startswith("y_"):
             if array.dtype.kind not in "iu":
                 raise ValueError(f"{path}: {name} is {array.dtype} {array.shape}. {FILE}")

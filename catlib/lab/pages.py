@@ -252,7 +252,7 @@ def _learned(name: str | None, tables: Tables) -> str | None:
 
 def _parts(name: str | None, tables: Tables) -> dict | None:
     """What the weights change, beside the same balanced draws without them."""
-    if name is None:
+    if name is None or "balance only" not in set(tables[name].arm):
         return None
     numbers = claims.sooner(tables[name], piece_of(name), "balance only", "CAT").numbers
     found = {
@@ -314,7 +314,12 @@ def _start(tables: Tables) -> dict | None:
     table = tables[there[0]]
     _, trial = piece_of(there[0]).trials[0]
     saving = frontier.saved(table, frontier.OURS, frontier.best_rival(table))
-    return {"data": NAMES.get(trial.dataset, f"the {trial.dataset}"), "saving": saving}
+    about = ARMS.get(saving.other, "").partition(" (")[0]  # without its source
+    return {
+        "data": NAMES.get(trial.dataset, f"the {trial.dataset}"),
+        "saving": saving,
+        "other": f" ({about})" if about else "",
+    }
 
 
 def _readings(tables: Tables) -> dict | None:

@@ -78,7 +78,8 @@ def telling(table: pd.DataFrame) -> pd.DataFrame:
     """
     if len(table) < 2:
         return table
-    same = [name for name in table.columns if table[name].astype(str).nunique() == 1]
+    # pandas keeps a missing value missing as a text, and counts it only if it is told to
+    same = [name for name in table if table[name].astype(str).nunique(dropna=False) == 1]
     given_alike = [name for name in same if name in table.attrs["parameters"]]
     empty = [name for name in same if table[name].isna().all()]
     return table.drop(columns={*given_alike, *empty})
