@@ -61,7 +61,7 @@ def load_data(name: str | os.PathLike[str], root: str | Path | None = None) -> D
       the data, which are kept in that form.
     - The path of an ``.npz`` file of one's own with the same arrays, for any number of classes and
       channels: images (n, H, W), (n, H, W, C) or, with at most four channels, (n, C, H, W), uint8
-      or floats in [0, 1], and labels (n,) in 0..K-1. An array ``classes`` (K,) may name the classes.
+      or floats in [0, 1], and labels (n,) in 0..K-1. An array ``classes`` (K,) may name them.
     - The path of a folder of images: ``train/<class>/*.png`` and ``test/<class>/*.png``, or
       ``<class>/*.png`` alone; jpg and what else torchvision knows as well. All images have one
       size. They are in colour if any of them is. Their order is random, and always the same.
