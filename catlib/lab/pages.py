@@ -183,6 +183,7 @@ def findings(tables: Tables) -> str:
         strong=_speed(first_there("mnist_strong", tables), tables),
         constant=_learned(first_there("mnist_constant", tables), tables),
         parts=_parts(first_there("controls", tables), tables),
+        slim=_speed(first_there("cifar10", tables), tables),
         few_met=_parts(first_there("mnist", tables), tables),
         three=_three_times(tables),
         rival=_rival(tables),
@@ -217,10 +218,12 @@ def _speed(name: str | None, tables: Tables) -> dict | None:
     one = overall(tables[name], levels_of(piece))
     _, trial = piece.trials[0]
     clean = {}
+    robust = {}
     for arm in ("CAT", "balance only"):
         if arm in last.index:
             levels = levels_of(piece, "accuracy")
             clean[arm] = overall(tables[name], levels, "accuracy", arm=arm)
+            robust[arm] = overall(tables[name], levels_of(piece), arm=arm)
     return {
         "label": label(name),
         "epochs": f"{epochs_of(trial):.2g}",
@@ -231,6 +234,7 @@ def _speed(name: str | None, tables: Tables) -> dict | None:
         "large": how_much_faster(one.ratio),
         "gap": gap,
         "clean": clean,
+        "robust": robust,
         "clean_verdict": faster_overall(clean["CAT"]),
     }
 
