@@ -398,7 +398,8 @@ def settings(tables: Tables) -> pd.DataFrame:
         piece = piece_of(name)
         _, trial = piece.trials[0]
         judged, _, every = _noted(table, "evaluation").partition("; tick: ")
-        batches = re.findall(r"\d+", _noted(table, "update").partition("batch ")[2].split(",")[0])
+        noted = _noted(table, "update").partition("batch ")[2].split(",")[0]
+        batches = re.findall(r"\d+", noted) or [str(trial.sampling_number)]
         rows.append(
             {
                 "table": f"`{name}.csv`",
@@ -418,7 +419,7 @@ def settings(tables: Tables) -> pd.DataFrame:
 
 def _noted(table: pd.DataFrame, what: str) -> str:
     """What the first lines of a table of the study say of something; empty if nothing."""
-    for line in table.attrs["about"].splitlines():
+    for line in table.attrs.get("about", "").splitlines():
         if line.startswith(f"{what}: "):
             return line.removeprefix(f"{what}: ")
     return ""
