@@ -490,7 +490,7 @@ AUDIT = one_line("""
     the sign, in training and in judging; "raw gradient in training" there only; "of the batch's
     mean" takes the gradient of the mean loss of a batch, which is as many times smaller as the
     batch has images; "normalised epsilon" is ε in units of the pixels' standard deviation; "half
-    epsilon" is half of it.
+    epsilon" is half of ε.
 """)
 
 
