@@ -7,6 +7,7 @@ torchvision, NumPy, pandas, numba and scikit-learn, with what these require them
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from catlib.lab import runs
+from catlib.lab.batch.place import place
 from catlib.lab.study import plan, work
 
 pytestmark = pytest.mark.no_device("it works in processes that see no mock")
@@ -165,6 +168,12 @@ def test_a_notebook_is_left_out_where_it_cannot_be_executed(without, done, tmp_p
     assert done == [p.name for p in plan.pieces_of("paper") if p.kind != "notebook"]
     [sentence] = capsys.readouterr().out.splitlines()
     assert "notebook_06 (papermill, nbclient)" in sentence and "pip install" in sentence
+
+
+def test_without_psutil_runs_at_a_time_follow_from_the_cores_alone(without, tmp_path):
+    without("psutil")
+    with place(1000, tmp_path) as where:
+        assert where.count == (torch.cuda.device_count() or len(os.sched_getaffinity(0)))
 
 
 def test_a_notebook_that_was_asked_for_is_refused_before_anything_runs(without, done, tmp_path):

@@ -653,9 +653,12 @@ def test_every_setting_is_listed_with_its_type_default_and_meaning(tmp_path, cap
     assert [name for name, *_ in entries] == [field.name for field in fields(Trial)]
     assert ("steps", "10", "int", "    of the attack\n") in entries
     assert "or None" in dict((name, kinds) for name, _, kinds, _ in entries)["iterations"]
-    notebook(tmp_path / "a.ipynb", "1", "# Of the draw.\nalpha: float = 0.5  # the memory")
+    source = "# Parameters: two.\nalpha: float = 0.5  # the memory\n# Of all.\nseed: int = 0"
+    notebook(tmp_path / "a.ipynb", "1", source)
     assert main(["batch", str(tmp_path / "a.ipynb"), "--settings"]) == 0
-    assert capsys.readouterr().out == "alpha=0.5  (float)\n    Of the draw. the memory\n"
+    assert capsys.readouterr().out == (
+        "alpha=0.5  (float)\n    the memory\nseed=0  (int)\n    Of all.\n"
+    )
 
 
 def test_a_bad_run_is_named_in_the_table_and_hides_no_other(tmp_path, capsys):

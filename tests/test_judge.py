@@ -445,6 +445,8 @@ def test_the_bar_names_each_measurement_and_the_time_left(classifier, digits, ca
         ({"images": 2.5}, "images is 2.5"),
         ({"autoattack": -1}, "autoattack is -1"),
         ({"model": Net(classes=7)}, "Net returns 7 logits"),
+        ({"width": 16}, "width is 16 and model is 'Sequential'; only resnet18 has a width"),
+        ({"model": "resnet18", "width": 4}, "width is 4; it must be an integer of at least 8"),
         ({"data": "digist"}, "dataset is 'digist'"),
     ],
 )
@@ -513,6 +515,7 @@ def options_of(*arguments):
     """What the command line of the laboratory hands to judge_command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
+    parser.add_argument("--width", type=int)
     parser.add_argument("--weights")
     parser.add_argument("--data", required=True)
     parser.add_argument("--epsilon", required=True)
@@ -533,6 +536,15 @@ def test_the_command_prints_the_report_and_writes_it(own_models, tmp_path, capsy
     shown = capsys.readouterr()
     assert f"{content['measurements']['pgd_20_10']['value']:.4f}" in shown.out
     assert shown.err == "", "no bar without a terminal"
+
+
+def test_a_slim_resnet_is_judged_by_the_width_that_it_was_trained_with(tmp_path, capsys, digits):
+    torch.save(build_model("resnet18", digits, width=8).state_dict(), tmp_path / "slim.pt")
+    line = f"--model resnet18 --weights {tmp_path}/slim.pt --data digits --epsilon 0.1 --images 4"
+    assert judge_command(options_of(*shlex.split(line), "--autoattack", "0", "--width", "8")) == 0
+    assert capsys.readouterr().out.startswith("resnet18 of width 8, weights of")
+    assert judge_command(options_of(*shlex.split(line), "--autoattack", "0")) == 2
+    assert "does not fit the model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     gpu.add_argument("--report", type=Path, help="file of the report (default: runs/gpu.json)")
 
-    pages = add(commands, "pages", write_pages, "write the pages of claims from the study's tables")
+    pages = add(commands, "pages", write_pages, "write the claims page and what follows from it")
     pages.add_argument("--results", type=Path, help="folder of the tables (default: data/results)")
 
     add_train_options(add(commands, "train", train_model, "train a robust model, and judge it"))
@@ -167,6 +167,7 @@ def train_model(options: argparse.Namespace) -> int:
 
 def add_judge_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="module:function, cnn or resnet18")
+    parser.add_argument("--width", type=int, help="of resnet18: its first channels (default: 64)")
     parser.add_argument("--weights", help="file of a state dict, or the folder of a run")
     parser.add_argument("--data", required=True, help="name of a data set, or a path to your own")
     parser.add_argument("--epsilon", required=True, help="radius of the attack, such as 8/255")
@@ -673,7 +674,8 @@ def write_pages(options: argparse.Namespace) -> int:
       catlib pages
 
     what comes out: data/results/summary.csv and final.csv, computed from the other tables there;
-    data/results/README.md, a row a claim; and the results in the project's README.md.
+    data/results/README.md, a row a claim; docs/tables.md, the paper's Tables 1 and 2 beside ours; and
+    the results in the project's README.md.
     """
     from . import pages
     from .paths import RESULTS

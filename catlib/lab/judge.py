@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import catlib
 from catlib import PGD, Data, accuracy, build_model, check_model, load_data, robust_accuracy
 from catlib.attacks import check_count, check_radius
-from catlib.models import MODELS
+from catlib.models import MODELS, check_width
 from catlib.own import check_classifier
 
 from ..files import write_whole
@@ -120,6 +120,7 @@ def judge(
     *,
     epsilon: float,
     norm: str = "linf",
+    width: int | None = None,
     weights: str | Path | Mapping[str, Tensor] | None = None,
     images: int | None = None,
     autoattack: int = 1000,
@@ -141,6 +142,7 @@ def judge(
         data: whose test images are used; or a name for `load_data`.
         epsilon: radius of the attacks, in units of images in [0, 1].
         norm: of the ball, "linf" or "l2".
+        width: of the model "resnet18" alone: the channels of its first convolution (`build_model`).
         weights: what to load into the model first: a state dict, or a file that has one, such as
             a run's checkpoint.pt, or the folder of the run (see `read_weights`).
         images: use the first so many test images; None is all.
@@ -162,8 +164,11 @@ def judge(
     if isinstance(data, str):
         data = load_data(data)
     name = model if isinstance(model, str) else type(model).__name__
+    if width is not None:
+        check_width(name, width)
+        name = f"{name} of width {width}"
     if isinstance(model, str):
-        model = build_model(model, data, seed=seed)
+        model = build_model(model, data, seed=seed, width=width)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     if weights is not None:
         load_weights(model, weights)
@@ -697,10 +702,10 @@ def judge_command(options) -> int:
     """Judge a model from the command line, print the report, and return the exit status.
 
     Args:
-        options: has the values of ``--model`` (module:function, cnn or resnet18), ``--weights`` (a
-            file, the folder of a run, or None), ``--data`` (a name or path), ``--epsilon`` (text:
-            8/255), ``--norm``, ``--images`` (a number or None), ``--autoattack`` (a number),
-            ``--json`` (a file or None).
+        options: has the values of ``--model`` (module:function, cnn or resnet18), ``--width`` (a
+            number or None), ``--weights`` (a file, the folder of a run, or None), ``--data`` (a
+            name or path), ``--epsilon`` (text: 8/255), ``--norm``, ``--images`` (a number or None),
+            ``--autoattack`` (a number), ``--json`` (a file or None).
     """
     try:
         if options.model in MODELS and options.weights is None:
@@ -715,6 +720,7 @@ def judge_command(options) -> int:
             data,
             epsilon=read_epsilon(options.epsilon),
             norm=options.norm,
+            width=options.width,
             weights=options.weights,
             images=options.images,
             autoattack=options.autoattack,

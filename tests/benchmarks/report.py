@@ -90,7 +90,7 @@ def header(device, hardware, threads, loads):
 
 def table(rows):
     """The nine rows of bars, as lines of Markdown; then what each trick brings."""
-    lines = ["| | what | measured | bar | met |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| | what | measured | target | met |", "| --- | --- | --- | --- | --- |"]
     for number, what in WHAT.items():
         lines.append(f"| **{number}** | {what} | | | |")
         for row in (r for r in rows if r["row"] == number and r["bar"]):
@@ -106,9 +106,9 @@ def table(rows):
 
 
 def worst(rows):
-    """One line for each of the nine rows: its worst result against its target."""
+    """One line for each of the nine rows: the measure that is closest to its target, or worst."""
     lines = [
-        "| | what | worst result against its target | measured | target |",
+        "| | what | its measure closest to the target | measured | target |",
         "| --- | --- | --- | --- | --- |",
     ]
     for number, what in WHAT.items():

@@ -358,15 +358,25 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
+def free_memory() -> int | None:
+    """Bytes of this machine's memory that are free; None where nothing can tell, without psutil."""
+    try:
+        import psutil
+    except ModuleNotFoundError:  # it comes with catlib, but a machine that only trains may lack it
+        return None
+    return int(psutil.virtual_memory().available)
+
+
 def workers_that_fit() -> int:
     """One for each GPU; without one, as many as cores and free memory allow."""
-    import psutil
-
     if gpu_count():
         return gpu_count()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = int(psutil.virtual_memory().available // MEMORY)
-    return max(1, min(cores or 1, memory))
+    free = free_memory()
+    fit = cores or 1
+    if free is not None:
+        fit = min(fit, int(free // MEMORY))
+    return max(1, fit)
 
 
 # ------------------------------------------------------------------ running and showing

@@ -194,7 +194,7 @@ def comments_in(source: str) -> dict[str, str]:
     """What the comments say of each `name: type = value` in a source.
 
     It is the lines of comment right above it and the one that ends its line. A line that begins
-    with "# --" is the heading of several.
+    with "# --" or, as papermill writes it, with "# Parameters" is the heading of several.
     """
     meanings: dict[str, str] = {}
     above: list[str] = []
@@ -203,7 +203,8 @@ def comments_in(source: str) -> dict[str, str]:
         declared = re.match(r"(\w+): ", code)
         if declared:
             meanings[declared[1]] = " ".join(filter(None, [*above, comment]))
-        is_comment = line.strip().startswith("#") and not comment.startswith("--")
+        is_heading = comment.startswith(("--", "Parameters"))
+        is_comment = line.strip().startswith("#") and not is_heading
         above = [*above, comment] if is_comment else []
     return meanings
 

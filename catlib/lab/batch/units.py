@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from ...data import find_data, load_data
 from ..runs import Trial, changed_code, is_done, run, write_json
 from ..sources import CATLIB, differing
-from .engine import Failure
+from .engine import Failure, free_memory
 from .notebooks import code_in, execute, failure_in_words, parameters_of
 from .parameters import Parameter, parameters_of_trials, unknown_name, values_in
 
@@ -410,10 +410,8 @@ def check_memory(count: int) -> None:
 
     Raises: ValueError: its free memory cannot.
     """
-    import psutil
-
-    free = psutil.virtual_memory().available
-    if free < count * LEAST_MEMORY:
+    free = free_memory()
+    if free is not None and free < count * LEAST_MEMORY:
         raise ValueError(
             f"{free / 2**20:.0f} MB of memory are free, and {count} runs at a time need at least "
             f"{count * LEAST_MEMORY / 2**20:.0f} MB; end other programs, or choose fewer --workers"
