@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise, product
 
 import nbformat
@@ -22,22 +23,35 @@ measured = pytest.mark.skipif(
 )
 
 
+@cache
+def claims_page():
+    return pages.claims_page(TABLES)
+
+
+@cache
+def findings():
+    return pages.findings(TABLES)
+
+
+@cache
+def front():
+    return pages.front(TABLES)
+
+
 def crossing(run, metric, level, cost):
     """The first sustained crossing of one run, by a plain loop; None if there is none."""
-    rows = run.sort_values("iteration").to_dict("records")
-    for row, following in pairwise(rows):
-        if row[metric] >= level and (row[metric] + following[metric]) / 2 >= level:
-            return row[cost]
+    run = run.sort_values("iteration")
+    for (share, took), (following, _) in pairwise(zip(run[metric], run[cost], strict=True)):
+        if share >= level and (share + following) / 2 >= level:
+            return took
     return None
 
 
 def ratios(table, baseline, arm, metric, level, cost):
+    runs = dict(tuple(table[table.arm.isin([baseline, arm])].groupby(["arm", "seed"])))
     pairs = []
     for seed in sorted(set(table.seed)):
-        costs = [
-            crossing(table[(table.arm == name) & (table.seed == seed)], metric, level, cost)
-            for name in (baseline, arm)
-        ]
+        costs = [crossing(runs[name, seed], metric, level, cost) for name in (baseline, arm)]
         if None not in costs:
             pairs.append(costs[0] / costs[1])
     return pairs
@@ -61,10 +75,14 @@ def t_interval(values):
     return np.mean(values), low, high
 
 
+@cache
+def all_signs(count):
+    return np.array(list(product((-1, 1), repeat=count)))
+
+
 def sign_flips(values):
     """The p of the sign-flip test: all signs, counted."""
-    signs = np.array(list(product((-1, 1), repeat=len(values))))
-    means = np.abs((signs * np.asarray(values)).mean(axis=1))
+    means = np.abs((all_signs(len(values)) * np.asarray(values)).mean(axis=1))
     return (means >= abs(np.mean(values)) - 1e-12).mean()
 
 
@@ -124,7 +142,7 @@ def test_the_cells_of_tables_1_and_2_are_recomputed():
         r"Table (\d)([ab]): (\d+) % (\S+ ?\S*) \| "
         r"([\d.]+) (s|h) / ([\d.]+) \6 = ([\d.]+) \((\d+) and (\d+) ticks\) \| (.*?) \| "
     )
-    rows = pattern.findall(pages.claims_page(TABLES))
+    rows = pattern.findall(claims_page())
     assert len(rows) == 15
     checked = 0
     for number, _, level, metric, at, _, cat, printed, at_ticks, cat_ticks, ours in rows:
@@ -169,7 +187,7 @@ def test_the_difference_at_the_end_in_the_findings_is_recomputed():
     said = re.findall(
         r"(?:CAT's robust accuracy differs by|the difference at the end) "
         r"([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\] points, p ([\d.]+\d)",
-        pages.findings(TABLES),
+        findings(),
     )
     names = ("cpu_mnist_tables", "cpu_mnist_tables_0.3", "cpu_cifar10_tables")
     there = [name for name in names if name in TABLES]
@@ -193,9 +211,7 @@ def final_gaps(table, arm, baseline):
 def test_the_cheap_rival_is_said_together_with_what_it_loses():
     """In one sentence: how many fewer passes, and the robust accuracy at the end; as the README."""
     table = TABLES["cpu_mnist_cheap"]
-    sentence = next(
-        line for line in pages.findings(TABLES).splitlines() if line.startswith("- **A cheaper")
-    )
+    sentence = next(line for line in findings().splitlines() if line.startswith("- **A cheaper"))
     arm = re.search(r"with (\S+), ", sentence)[1]
     factor = float(re.search(r"by a factor of ([\d.]+) \[", sentence)[1])
     loss = float(re.search(r"differs from AT by ([-+][\d.]+) \[", sentence)[1])
@@ -208,25 +224,25 @@ def test_the_cheap_rival_is_said_together_with_what_it_loses():
         assert len(pairs) == table.seed.nunique()
         logs.append(np.log(pairs))
     assert factor == pytest.approx(np.exp(np.mean(logs)), abs=0.051)
-    front = pages.front(TABLES)
-    assert f"with {arm}, " in front
-    assert f"takes {factor:.1f} times fewer" in front
+    on_top = front()
+    assert f"with {arm}, " in on_top
+    assert f"takes {factor:.1f} times fewer" in on_top
     side = "less" if loss < 0 else "more"
-    assert f"{abs(loss):.1f} points {side} robust" in front or "not shown to be more or" in front
+    assert f"{abs(loss):.1f} points {side} robust" in on_top or "not shown to be more or" in on_top
     few = table.seed.nunique() < 6
-    assert ("seeds no more can be shown" in front) == few
+    assert ("seeds no more can be shown" in on_top) == few
 
 
 @measured
 def test_the_readme_says_what_the_findings_say():
     """The verdict and how large the effect could be; where the words stand."""
-    front = pages.front(TABLES)
-    long = pages.findings(TABLES)
+    on_top = front()
+    long = findings()
     word = re.search(r"it (?:is )?([a-z ]+) that CAT is faster:", long)[1]
-    assert ("could **not show** that" if word == "not shown" else f"**{word}**") in front
+    assert ("could **not show** that" if word == "not shown" else f"**{word}**") in on_top
     large = re.search(r"seeds; (CAT needs .*?)\)", long)[1]
-    assert large in front
-    assert "words in catlib/lab/templates/front.md.j2" in front
+    assert large in on_top
+    assert "words in catlib/lab/templates/front.md.j2" in on_top
 
 
 def passes_to(runs, level):
@@ -266,7 +282,7 @@ def test_what_the_memory_saves_is_what_the_table_says(name):
         said = float(re.search(r"takes (?:at least )?([\d.]+) \[", sentence)[1])
         assert said == pytest.approx(factor, abs=0.0051)
         if rival == rivals.idxmax() and name == next(n for n in pages.FRONTIERS if n in TABLES):
-            assert f"{factor:.1f} times as many passes" in pages.front(TABLES)
+            assert f"{factor:.1f} times as many passes" in front()
         assert ("needs fewer: holds" in sentence) == (t_interval(logs)[1] > 0)
 
 
@@ -330,14 +346,14 @@ def test_the_two_pages_say_the_same_about_a_claim():
     """Every row of docs/tables.md is that claim's row on the claims page, without its number."""
     table = pages.printed_tables(TABLES).split("| --- |")[-1]
     cells = [row for row in table.splitlines() if row.startswith("| ")]
-    page = pages.claims_page(TABLES)
+    page = claims_page()
     assert len(cells) == 18  # 15 cells, and the robustness at the end three times
     for row in cells:
         assert row.removeprefix("| ").replace("](../data/results/README.md#", "](#") in page
 
 
 def test_every_claim_has_a_row_and_an_open_one_the_command_that_fills_it():
-    page = pages.claims_page(TABLES)
+    page = claims_page()
     for claim in claims.all_claims():
         rule = f"<br>*Holds if {claim.rule}.*" if claim.rule else ""
         assert f"| {claim.text}{rule} | {claim.paper} |" in page
@@ -352,7 +368,7 @@ def test_every_claim_has_a_row_and_an_open_one_the_command_that_fills_it():
 
 
 def test_the_questions_at_the_top_have_the_answers_of_their_rows():
-    page = pages.claims_page(TABLES)
+    page = claims_page()
     for claim, row in pages.numbered_rows(TABLES):
         if claim.asked:
             assert f"| {claim.asked} | {row['verdict']} | {row['']} |" in page
@@ -689,7 +705,7 @@ def test_notebook_08_prints_the_audit_of_the_page():
     text = printed("08")
     name = "cpu_mnist_audit"
     rows = claims.audit(TABLES[name], summaries.piece_of(name))
-    page = pages.claims_page(TABLES)
+    page = claims_page()
     for arm, part in rows.groupby("arm"):
         words = [
             f"{'yes' if row['reached on test'] else 'no'} ({100 * row.test:.1f} %"

@@ -674,8 +674,8 @@ def write_pages(options: argparse.Namespace) -> int:
       catlib pages
 
     what comes out: data/results/summary.csv and final.csv, computed from the other tables there;
-    data/results/README.md, a row a claim; docs/tables.md, the paper's Tables 1 and 2 beside ours; and
-    the results in the project's README.md.
+    data/results/README.md, a row a claim; docs/tables.md, the paper's Tables 1 and 2 beside ours;
+    and the results in the project's README.md.
     """
     from . import pages
     from .paths import RESULTS

@@ -292,14 +292,18 @@ def study_curves() -> Figure:
         if records is not None:
             measured[name] = (piece, records[records.arm.isin(["AT", "CAT"])])
     rows = max(1, -(-len(measured) // 3))
-    figure, axes = plt.subplots(rows, 3, figsize=(10, 3.3 * rows), sharey=True, squeeze=False)
+    size = (10, 3.3 * rows)
+    figure, axes = plt.subplots(
+        rows, 3, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(measured) :]:
         axis.set_visible(False)
     for axis, (piece, records) in zip(axes.flat, measured.values(), strict=False):
         figures.curves(records, metrics=("robust_accuracy",), axes=axis)
         title = f"{setting_of(piece)}\n{highest_arrivals(records, levels_of(piece))}"
-        axis.set_title(title, fontsize=9)
-        axis.label_outer()
+        axis.set_title(title, fontsize=8)
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel("robust accuracy")
     return figure
 
 
