@@ -58,6 +58,14 @@ COPIES = {aten._to_copy.default, aten.copy_.default}
 SELECTIONS = {aten.index.Tensor, aten._unsafe_index.Tensor}
 ASSIGNMENTS = {aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
+# What a processor without AVX-512 computes in bfloat16 many times slower than in float32.
+PRODUCTS = {
+    aten.convolution.default,
+    aten.convolution_backward.default,
+    aten.addmm.default,
+    aten.mm.default,
+}
+
 # Operations whose result the host must know before it goes on: a number, or a shape.
 READS = {
     aten._local_scalar_dense.default: "reads a number",
@@ -235,13 +243,26 @@ def run(operation, args, kwargs):
     note_waits(operation, args, kwargs, ours)
     if asked is not None:
         plain_kwargs["device"] = torch.device("cpu")
-    result = operation(*in_containers(args, plain_of), **plain_kwargs)
+    compute = in_float32 if operation in PRODUCTS else call
+    result = compute(operation, in_containers(args, plain_of), plain_kwargs)
     if operation is aten._local_scalar_dense.default:
         return result
     result = in_containers(result, mocked)
     if ours and operation.namespace == "aten":
         return return_and_correct_aliasing(operation, args, kwargs, result)
     return result
+
+
+def call(operation, args, kwargs):
+    return operation(*args, **kwargs)
+
+
+def in_float32(operation, args, kwargs):
+    """A product of bfloat16 numbers, added up in float32 as a GPU does, and then rounded."""
+    if all(tensor.dtype != torch.bfloat16 for tensor in tensors_in(args)):
+        return operation(*args, **kwargs)
+    result = operation(*in_containers(args, Tensor.float), **kwargs)
+    return in_containers(result, Tensor.bfloat16)
 
 
 def refuse_two_devices(operation, args, ours, others) -> None:

@@ -14,6 +14,8 @@ from catlib.lab import __main__ as command_line
 from catlib.lab import batch
 from catlib.lab.batch import notebooks, series
 
+pytestmark = pytest.mark.no_device("its notebooks train nothing")
+
 CODE = (
     "import json, os\n"
     "seen = {'alpha': alpha, 'numbers': numbers, 'cwd': os.getcwd()}\n"

@@ -20,6 +20,8 @@ from test_compare import records
 
 from catlib.lab import figures
 
+pytestmark = pytest.mark.no_device("it draws what tables say")
+
 
 def test_curves_draw_mean_and_range_against_mean_cost():
     table = records(("AT", 0, [0.2, 0.4]), ("AT", 1, [0.4, 0.8]), ("CAT", 0, [0.1, 0.1]))

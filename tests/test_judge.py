@@ -249,6 +249,7 @@ class Times(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.no_device("its model is on the CPU")
 def test_autoattack_is_the_standard_one_at_full_length(classifier, digits):
     report = judge(classifier, digits, epsilon=0.1, images=8, autoattack=8, progress=False)
     images, labels = digits.test(slice(8))

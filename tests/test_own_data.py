@@ -81,6 +81,7 @@ def test_the_document_leads_from_a_folder_of_images_to_a_judged_model(in_folder,
 
 
 @pytest.mark.slow
+@pytest.mark.no_device("its notebook is one that nbval runs")
 def test_notebook_06_races_on_a_folder_of_images(in_folder):
     given = [word.replace("CLONE", str(ROOT)) for word in documented("batch CLONE")]
     less = ["-p", "iterations=8", "-p", "evaluate_every=2", "--workers", "1"]

@@ -30,6 +30,7 @@ from catlib.kernels.tree import Forest
 
 FALSE_ALARM = 1e-4
 FORMS = pytest.mark.parametrize("tree", ["sort", "tree", "top-k"], indirect=True)
+on_the_cpu = pytest.mark.no_device("its samplers are on the CPU")
 
 
 @pytest.fixture
@@ -105,6 +106,7 @@ WEIGHTS = {
 }
 
 
+@on_the_cpu
 @FORMS
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("k", [1, 3])
@@ -116,6 +118,7 @@ def test_law_without_classes(name, k, tree):
     assert chi_square(count_sets(with_weights(sampler, WEIGHTS[name]), 3000), law) > FALSE_ALARM
 
 
+@on_the_cpu
 @FORMS
 def test_law_with_classes_and_a_temperature(tree):
     """Two of each class, drawn by weight within the class: the law is the product of theirs."""
@@ -136,6 +139,7 @@ def test_law_with_classes_and_a_temperature(tree):
     assert chi_square(count_sets(sampler, 4000), law) > FALSE_ALARM
 
 
+@on_the_cpu
 @pytest.mark.parametrize("shift", [0.0, 12.0], ids=["sums have fallen", "sums have risen"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_law_across_the_groups_and_levels_of_the_tree(k, shift):
@@ -151,6 +155,7 @@ def test_law_across_the_groups_and_levels_of_the_tree(k, shift):
     assert chi_square(count_sets(with_weights(sampler, gains), 5000), law) > FALSE_ALARM
 
 
+@on_the_cpu
 @FORMS
 def test_law_of_one_of_many(tree):
     generator = torch.Generator().manual_seed(5)
@@ -174,6 +179,7 @@ def test_the_extremely_heavy_come_first_and_the_light_when_nothing_else_is_left(
         assert sorted(whole.draw().tolist()) == list(range(90))
 
 
+@on_the_cpu
 @FORMS
 def test_the_order_within_a_batch_says_nothing(tree):
     """A heavy example is drawn first, but stands anywhere in its batch."""
@@ -186,6 +192,7 @@ def test_the_order_within_a_batch_says_nothing(tree):
     assert chi_square(counts, dict.fromkeys(range(4), 0.25)) > FALSE_ALARM
 
 
+@on_the_cpu
 @pytest.mark.parametrize("seed", [0, 1])
 def test_both_forms_have_one_law(seed):
     """How often an example is drawn by sort and by tree: z-scores of 40, Bonferroni at 1e-4."""
@@ -259,6 +266,7 @@ def quotas_by_loop(counts, k):
         assert first is None
 
 
+@on_the_cpu
 @given(
     counts=st.lists(st.integers(1, 12), min_size=1, max_size=8),
     share=st.floats(0, 1),
@@ -391,6 +399,7 @@ def test_auto_temperature_does_not_feel_the_scale_of_the_logits(tree):
     assert torch.equal(*draws)
 
 
+@on_the_cpu
 @FORMS
 def test_a_high_temperature_draws_uniformly(tree):
     sampler = with_weights(
@@ -400,6 +409,7 @@ def test_a_high_temperature_draws_uniformly(tree):
     assert chi_square(count_sets(sampler, 3000), set_probabilities([0.0] * 6, 2)) > FALSE_ALARM
 
 
+@on_the_cpu
 def test_log_weight_replaces_the_exponent():
     sampler = CaseSampler(torch.zeros(6, dtype=torch.long), 2, log_weight=lambda w: -2 * w, seed=3)
     law = set_probabilities([-2 * w for w in WEIGHTS["mild"]], 2)
@@ -562,6 +572,7 @@ def test_draws_by_large_weights_end(tree, weight):
         assert len(sampler.draw().unique()) == 500
 
 
+@on_the_cpu
 def test_log_weight_is_honoured_when_set_later_or_refused():
     sampler = CaseSampler(torch.zeros(6, dtype=torch.long), 2, temperature=1.0, seed=3)
     with_weights(sampler, WEIGHTS["mild"])
@@ -616,6 +627,7 @@ def test_integers_of_any_kind(tree):
     assert len(UniformSampler(torch.arange(9).to(torch.uint16), np.int32(4)).draw()) == 4
 
 
+@on_the_cpu
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_threads_share_a_sampler(name):
@@ -793,6 +805,7 @@ def test_the_tree_does_not_drift():
     drift(100_000)
 
 
+@on_the_cpu
 @pytest.mark.slow
 def test_the_tree_does_not_drift_in_a_million_updates():
     drift(1_000_000)

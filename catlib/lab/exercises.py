@@ -53,7 +53,7 @@ def check(
     error = ""
     try:
         if on is not None and not blank and not asked:
-            answer = answer(*on)
+            answer = answer(*(_copied(argument) for argument in on))
             asked = _asks(answer)
             blank = _blank(answer)
         if not blank and not asked:
@@ -87,6 +87,11 @@ def _help(why: str, hint: str, stronger: str, error: str) -> str:
         return f"✗ not right{error}. The answer: {why}"
     again = 'Try again, or put "?" in place of your answer to be told.'
     return f"✗ not right yet{error}. {hints[tries]}\n  {again}"
+
+
+def _copied(argument):
+    """A tensor that an answer may change in place, which it would else do in the notebook, too."""
+    return argument.clone() if isinstance(argument, torch.Tensor) else argument
 
 
 def _asks(answer) -> bool:
@@ -141,7 +146,8 @@ def _student_cell(cell, id: str):
             f"'### BEGIN SOLUTION' and '### END SOLUTION' do not match in: {cell.source[:80]!r}"
         )
     if cell.cell_type == "markdown":
-        return nbformat.v4.new_markdown_cell(source, id=id)
+        from_the_lesson = source.replace("](../", "](")  # the solutions lie one folder deeper
+        return nbformat.v4.new_markdown_cell(from_the_lesson, id=id)
     tells_the_answer = source == cell.source and "check(" in source
     if not tells_the_answer:
         return nbformat.v4.new_code_cell(source, id=id)
