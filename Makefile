@@ -34,10 +34,11 @@ ifeq ($(strip $(DEVICE)),mock)
   MOCK := -p mock_gpu
 endif
 
-# What is watched in a browser is timed, so it runs alone. In the rest a worker gets a file at a time
-# (loadscope), since the cells of a notebook share a kernel.
+# What is watched in a browser is timed, so it runs alone; on one thread, as several wait for each other
+# beside another program. In the rest a worker gets a file at a time (loadscope), since the cells of a
+# notebook share a kernel.
 test: lint  ## check style and types, and run every test, the notebooks included; DEVICE=mock mocks a GPU
-	$(if $(MOCK),,$(if $(wildcard tests/browser/test_*.py),$(PYTHON) -m pytest tests/browser))
+	$(if $(MOCK),,$(if $(wildcard tests/browser/test_*.py),OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/browser))
 	$(ON_MOCK) OMP_NUM_THREADS=1 CATLIB_HEADLESS=1 \
 	  $(PYTHON) -m pytest $(MOCK) -n $(JOBS) --dist loadscope --ignore=tests/browser \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout 600 tests $(NOTEBOOKS)

@@ -277,6 +277,14 @@ def test_a_mean_is_left_out_where_a_run_did_not_arrive():
     np.testing.assert_allclose(means["CAT"], [30, 30])
     dots = iterations.get_lines()[0].get_ydata()
     assert sorted(dots[~np.isnan(dots)]) == [10, 20, 40], "the runs that did arrive are shown"
+    assert not iterations.texts
+
+
+def test_a_level_that_no_run_reached_is_drawn_as_that(no_figures_left):
+    records = race([(arm, k, 0, 99) for arm in ("AT", "CAT") for k in (16, 64)])
+    figure = explorer.cost_of_level(records, 0.5)
+    figure.canvas.draw()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no run reached it"]
 
 
 # ------------------------------------------------------------------ the frontier

@@ -100,6 +100,8 @@ def cost_of_level(
         _numbers_across(axis, numbers)
         if cost == "passes":
             axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    if not any(np.isfinite(line.get_ydata()).any() for line in axes[0].get_lines()):
+        axes[0].text(0.5, 0.5, "no run reached it", ha="center", transform=axes[0].transAxes)
     axes[0].legend()
     figure.suptitle(f"to reach {100 * level:g} % robust accuracy", fontsize=11)
     return figure
@@ -108,6 +110,7 @@ def cost_of_level(
 def _numbers_across(axis: Axes, numbers: Sequence[int]) -> None:
     """A logarithmic axis on which exactly the sampling numbers are marked."""
     axis.set_xscale("log", base=2)
+    axis.set_xlim(0.8 * min(numbers), 1.25 * max(numbers))  # also where there is nothing to draw
     axis.set_xticks(numbers)
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
