@@ -8,6 +8,7 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 
 from catlib.data import data_root
 from catlib.lab.paths import ROOT
@@ -27,6 +28,24 @@ def pieces_to_try():
     for piece in PIECES:
         slow = pytest.mark.slow if piece.name in WITH_RESNET else ()
         yield pytest.param(piece, id=piece.name, marks=slow)
+
+
+# the command line in a process that has a mock GPU, as this one
+ON_THE_MOCK = """
+import sys
+import mock_gpu
+mock_gpu.install()
+from catlib.lab.__main__ import main
+with mock_gpu.gpu():
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def laboratory():
+    """How a process is started that is `catlib` on the device of this one."""
+    if torch.cuda.is_available() and torch.cuda.get_device_name() == "mock GPU":
+        return [sys.executable, "-c", ON_THE_MOCK]
+    return [sys.executable, "-m", "catlib.lab"]
 
 
 def needed(piece):
@@ -71,11 +90,12 @@ def test_a_piece_alone_runs_to_its_table(alone, piece):
 def test_all_together_killed_and_resumed_gives_what_each_gives_alone(tmp_path, alone):
     """Killed three times, each time when some more runs have begun."""
     runs = tmp_path / "runs"
-    command = [sys.executable, "-m", "catlib.lab", "study", "--profile", "paper"]
+    command = [*laboratory(), "study", "--profile", "paper"]
     command += ["--scale", "tiny", "--runs", str(runs), "--results", str(tmp_path / "results")]
     for piece in PIECES:
         command += ["--piece", piece.name]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
     def start():
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=tmp_path)
