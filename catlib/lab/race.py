@@ -236,8 +236,8 @@ def study_answer(piece: Piece) -> str:
     one = compare.overall(records, levels)
     if one.levels:
         sentences.append(
-            f"Over the levels that every run reached AT/CAT is {one.ratio.as_ratio()}: "
-            f"{compare.how_much_faster(one.ratio)}."
+            f"Over the levels that every run reached AT/CAT is {one.ratio.as_ratio()} "
+            f"({compare.faster_overall(one).remark or compare.how_much_faster(one.ratio)})."
         )
     gap = sooner(records, piece, "AT", "CAT").numbers["difference"]
     failed = compare.failures(compare.ends(records), "AT", "CAT")
