@@ -13,7 +13,7 @@ from scipy import stats
 
 from catlib.lab import claims, compare, pages, summaries
 from catlib.lab.paper import PAPER, paper_table
-from catlib.lab.paths import NOTEBOOKS, README, RESULTS
+from catlib.lab.paths import NOTEBOOKS, README, RESULTS, ROOT
 
 pytestmark = pytest.mark.no_device("it computes with tables")
 
@@ -24,8 +24,12 @@ measured = pytest.mark.skipif(
 
 
 @cache
+def generated():
+    return pages.pages(RESULTS, README.read_text(encoding="utf-8"))
+
+
 def claims_page():
-    return pages.claims_page(TABLES)
+    return generated()[RESULTS / "README.md"]
 
 
 @cache
@@ -59,8 +63,7 @@ def ratios(table, baseline, arm, metric, level, cost):
 
 @measured
 def test_the_pages_are_those_that_the_tables_give():
-    readme = README.read_text(encoding="utf-8")
-    for path, text in pages.pages(RESULTS, readme).items():
+    for path, text in generated().items():
         assert path.read_text(encoding="utf-8") == text, (
             f"{path.name} is not up to date: catlib pages"
         )
@@ -344,7 +347,7 @@ def test_every_verdict_is_one_of_five_words():
 
 def test_the_two_pages_say_the_same_about_a_claim():
     """Every row of docs/tables.md is that claim's row on the claims page, without its number."""
-    table = pages.printed_tables(TABLES).split("| --- |")[-1]
+    table = generated()[ROOT / "docs" / "tables.md"].split("| --- |")[-1]
     cells = [row for row in table.splitlines() if row.startswith("| ")]
     page = claims_page()
     assert len(cells) == 18  # 15 cells, and the robustness at the end three times
