@@ -300,7 +300,7 @@ def study_curves() -> Figure:
         if records is not None:
             measured[name] = (piece, records[records.arm.isin(["AT", "CAT"])])
     rows = max(1, -(-len(measured) // 3))
-    size = (10, 3.3 * rows)
+    size = (10, 2.7 * rows)
     figure, axes = plt.subplots(
         rows, 3, figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
