@@ -242,18 +242,17 @@ def run(operation, args, kwargs):
     note_waits(operation, args, kwargs, ours)
     if asked is not None:
         plain_kwargs["device"] = torch.device("cpu")
-    compute = in_float32 if operation in PRODUCTS else call
-    result = compute(operation, in_containers(args, plain_of), plain_kwargs)
+    plain_args = in_containers(args, plain_of)
+    if operation in PRODUCTS:
+        result = in_float32(operation, plain_args, plain_kwargs)
+    else:
+        result = operation(*plain_args, **plain_kwargs)
     if operation is aten._local_scalar_dense.default:
         return result
     result = in_containers(result, mocked)
     if ours and operation.namespace == "aten":
         return return_and_correct_aliasing(operation, args, kwargs, result)
     return result
-
-
-def call(operation, args, kwargs):
-    return operation(*args, **kwargs)
 
 
 def in_float32(operation, args, kwargs):

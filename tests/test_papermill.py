@@ -99,14 +99,8 @@ CHANGED = {
 }
 
 
-# the first lesson, and those with a live panel or with lists among their parameters
-OF_EVERY_KIND = [
-    path for path in course_notebooks() if path.stem[:2] in ("00", "04", "05", "06", "07", "09")
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("path", OF_EVERY_KIND, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", course_notebooks(), ids=lambda path: path.stem)
 def test_plain_papermill_leaves_pictures_and_no_dead_widgets(path, tmp_path):
     given = {name: CHANGED[name] for name in CHANGED if name in parameters_of(path)}
     done = plain_papermill([str(path), "out.ipynb", "-y", json.dumps(given)], tmp_path)
