@@ -6,6 +6,8 @@ nbval runs the notebooks.
 import ast
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import nbformat
@@ -14,7 +16,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from catlib.lab import exercises, paths
+from catlib.lab import exercises, lessons, paths
 from catlib.lab.__main__ import main
 from catlib.lab.batch import parameters
 
@@ -209,7 +211,7 @@ def test_links_lead_to_files(path):
 def test_it_ends_with_exercises_that_are_in_step_with_their_solutions(path):
     lesson = nbformat.read(path, 4)
     solutions = nbformat.read(paths.SOLUTIONS / f"{path.name[:2]}_solutions.ipynb", 4)
-    assert exercises.updated(lesson, solutions) == lesson, (
+    assert lessons.updated(lesson, solutions) == lesson, (
         "run python -m catlib.lab exercises, then the notebook"
     )
 
@@ -230,6 +232,22 @@ def test_solutions_are_strict_and_every_exercise_is_checked(path):
         assert any(re.search(r"^\s*check\(", source, re.M) for source in sources), notebook.cells[
             begin
         ].source
+
+
+def test_the_imports_of_the_lessons_do_not_load_the_notebook_stack():
+    setups = set()
+    for path in LESSONS:
+        for cell in code_cells(nbformat.read(path, 4)):
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    setups.add(ast.unparse(node))
+    assert "from catlib.lab.exercises import check" in setups
+    # jsonschema alone, which nbformat loads, takes two seconds of every kernel's start
+    script = [*sorted(setups), "import sys", "print({'nbformat', 'jsonschema'} & set(sys.modules))"]
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "set()"
 
 
 # ----- the exercises' own machinery
@@ -371,11 +389,11 @@ def lesson():
 def test_students_get_the_exercises_without_the_solutions():
     solution = "    ### BEGIN SOLUTION\n    y = 2 * x\n    ### END SOLUTION\n"
     code = f"def f(x):\n    y = ...\n{solution}    return y"
-    cells = exercises.student_cells(solved(code))
+    cells = lessons.student_cells(solved(code))
     assert [cell.source for cell in cells] == [
         "### Exercise 1 · one",
         "def f(x):\n    y = ...\n    # your code here\n    return y",
-        f"{exercises._FOLDED}check(f, 1, 'one')",
+        f"{lessons._FOLDED}check(f, 1, 'one')",
     ]
     assert [cell.metadata.get("jupyter") for cell in cells] == [
         None,
@@ -387,26 +405,26 @@ def test_students_get_the_exercises_without_the_solutions():
 def test_a_link_of_the_solutions_leads_to_the_same_file_from_a_lesson():
     solutions = solved()
     solutions.cells[2].source += ", see [00](../00_start_here.ipynb#pass)"
-    first = exercises.student_cells(solutions)[0]
+    first = lessons.student_cells(solutions)[0]
     assert first.source == "### Exercise 1 · one, see [00](00_start_here.ipynb#pass)"
 
 
 @pytest.mark.parametrize("code", ["### BEGIN SOLUTION\nf = 1", "f = 1\n### END SOLUTION"])
 def test_a_solution_without_both_ends_is_refused_rather_than_given_away(code):
     with pytest.raises(ValueError, match="do not match"):
-        exercises.student_cells(solved(code))
+        lessons.student_cells(solved(code))
 
 
 def test_an_update_replaces_the_section_and_nothing_else_and_is_stable():
     before = lesson()
-    after = exercises.updated(before, solved())
+    after = lessons.updated(before, solved())
     code = "f = ...\n# your code here\nprint(f)"
     assert [cell.source for cell in after.cells] == [
         "# 01",
         "## Exercises\nsome",
         "### Exercise 1 · one",
         code,
-        f"{exercises._FOLDED}check(f, 1, 'one')",
+        f"{lessons._FOLDED}check(f, 1, 'one')",
         "## References",
     ]
     assert len(before.cells) == 4, "what was given is left as it was"
@@ -414,10 +432,8 @@ def test_an_update_replaces_the_section_and_nothing_else_and_is_stable():
         [nbformat.v4.new_output("stream", text="Ellipsis")],
         7,
     )
-    assert exercises.updated(after, solved()) == after, "outputs stay where the code did"
-    assert (
-        exercises.updated(after, solved("g = ...\n### BEGIN SOLUTION\n### END SOLUTION")) != after
-    )
+    assert lessons.updated(after, solved()) == after, "outputs stay where the code did"
+    assert lessons.updated(after, solved("g = ...\n### BEGIN SOLUTION\n### END SOLUTION")) != after
 
 
 def test_the_command_says_which_lessons_are_out_of_step_and_mends_them(
@@ -427,8 +443,8 @@ def test_the_command_says_which_lessons_are_out_of_step_and_mends_them(
     path = tmp_path / "notebooks" / "01_a.ipynb"
     nbformat.write(lesson(), path)
     nbformat.write(solved(), tmp_path / "notebooks" / "solutions" / "01_solutions.ipynb")
-    monkeypatch.setattr(exercises, "NOTEBOOKS", path.parent)
-    monkeypatch.setattr(exercises, "SOLUTIONS", path.parent / "solutions")
+    monkeypatch.setattr(lessons, "NOTEBOOKS", path.parent)
+    monkeypatch.setattr(lessons, "SOLUTIONS", path.parent / "solutions")
     before = path.read_text()
     assert main(["exercises", "--check"]) == 1 and "01_a.ipynb" in capsys.readouterr().out
     assert path.read_text() == before

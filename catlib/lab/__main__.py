@@ -713,7 +713,7 @@ def update_exercises(options: argparse.Namespace) -> int:
     execute those lessons again. With --check nothing is written, and the exit status is 1 if a
     lesson is out of step.
     """
-    from .exercises import update_lessons
+    from .lessons import update_lessons
 
     stale = update_lessons(check=options.check)
     return 1 if stale and options.check else 0

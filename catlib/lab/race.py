@@ -20,7 +20,8 @@ from .compare import COSTS, METRICS
 from .pages import epsilon_of, network
 from .paper import NAMES, PAPER
 from .runs import Trial
-from .study import Piece, pieces_of
+from .study import Piece
+from .summaries import all_pieces
 
 # What suits each dataset. On the MNIST sets epsilon grows from 0 at first: at full strength from
 # the start, some runs hardly learn.
@@ -212,7 +213,7 @@ def save(
 
 def study_races() -> dict[str, Piece]:
     """The pieces of the study that race AT and CAT as Tables 1 and 2 do, by table."""
-    pieces = [*pieces_of("cpu"), *pieces_of("paper")]
+    pieces = [piece for piece in all_pieces() if piece.profile != "smoke"]
     return {piece.table: piece for piece in pieces if "_tables" in piece.table}
 
 
