@@ -58,7 +58,7 @@ def rank_correlation(a: Tensor, b: Tensor, within: Tensor | None = None) -> floa
     if within is None:
         ranks = values.rank(pct=True)
     else:
-        groups = _numpy(within)
+        groups = pd.Series(_numpy(within))  # an array would be searched for among the columns first
         ranks = values.groupby(groups).rank(pct=True)
         ranks -= ranks.groupby(groups).transform("mean")
     if ranks.a.nunique() < 2 or ranks.b.nunique() < 2:
@@ -213,8 +213,8 @@ def _compare(before: Tensor, now: Tensor, labels: Tensor, partner: Tensor) -> di
         "mean": similarity.mean().item(),
         "std": similarity.std(correction=0).item(),
     }
-    for q in QUANTILES:
-        row[f"q{100 * q:02.0f}"] = similarity.quantile(q).item()
+    levels = similarity.quantile(torch.tensor(QUANTILES, dtype=similarity.dtype))
+    row |= {f"q{100 * q:02.0f}": level for q, level in zip(QUANTILES, levels.tolist(), strict=True)}
     row["agreement"] = (before.argmax(1) == predicted).double().mean().item()
     row["control"] = control.mean().item()
     row["success"] = (predicted != labels).double().mean().item()

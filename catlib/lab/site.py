@@ -227,6 +227,8 @@ def _exporter(names: set[str], published: Home) -> HTMLExporter:
         config=Config(NbConvertBase=Config(display_data_priority=BEST_FIRST)),
     )
     exporter.register_filter("markdown2html", markdown)
+    # highlighting has escaped the code already; to clean it again takes a third of the time
+    exporter.register_filter("clean_html", lambda html: html)
     exporter.register_filter("duration", duration)
     exporter.register_filter("summary_of_folded", summary_of_folded)
     exporter.register_filter("holds_columns", holds_columns)
