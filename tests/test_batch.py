@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import papermill
+import psutil
 import pytest
 from nbclient.exceptions import CellTimeoutError
 
@@ -125,6 +129,56 @@ def test_a_series_goes_on_after_a_failure_and_says_where(tmp_path, monkeypatch, 
     assert "NameError: name 'undefined' is not defined" in printed and "00_good" in printed
     assert nbformat.read(folder / "00_good.ipynb", 4).cells[-1].outputs[0].text == "digits\n"
     assert (folder / "index.html").exists() and not (folder / "01_bad.html").exists()
+
+
+def test_notebooks_of_a_series_run_side_by_side_with_one_thread_each(tmp_path, monkeypatch):
+    meeting = (
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "Path(mine).touch()\n"
+        "deadline = time.monotonic() + 60\n"
+        "while not Path(other).exists() and time.monotonic() < deadline:\n"
+        "    time.sleep(0.05)\n"
+        "print(Path(other).exists(), os.environ['OMP_NUM_THREADS'])"
+    )
+    here, there = tmp_path / "a", tmp_path / "b"
+    pair = [
+        notebook(
+            tmp_path / f"0{n}.ipynb",
+            meeting,
+            parameters=f"mine = {str(mine)!r}\nother = {str(other)!r}",
+        )
+        for n, (mine, other) in enumerate([(here, there), (there, here)])
+    ]
+    monkeypatch.setattr(series, "course_notebooks", lambda: pair)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    ran = batch.run_series("digits", tmp_path / "runs", workers=2)
+    assert not ran.failed
+    for path in ran.executed:
+        assert nbformat.read(path, 4).cells[-1].outputs[0].text == "True 1\n"
+
+
+def test_ctrl_c_in_a_series_ends_the_kernels(tmp_path, monkeypatch):
+    pid = tmp_path / "pid"
+    code = (
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "Path(where + '.new').write_text(str(os.getpid()))\n"
+        "os.rename(where + '.new', where)\n"
+        "time.sleep(600)"
+    )
+    endless = notebook(tmp_path / "00.ipynb", code, parameters=f"where = {str(pid)!r}")
+    monkeypatch.setattr(series, "course_notebooks", lambda: [endless])
+
+    def interrupt():
+        while not pid.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        batch.run_series("digits", tmp_path / "runs", workers=1)
+    assert not psutil.pid_exists(int(pid.read_text()))
 
 
 def test_refreshed_notebooks_carry_no_trace_of_the_machine(tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
-"""One engine for many jobs: in this process, or in several that may be killed at any moment.
+"""One engine for many jobs: here, in threads, or in processes that may be killed at any moment.
 
 A job is done at least once and counted once: it is handed out again when its process is killed, so
 whatever a job writes must be written whole, and done again it must come out the same.
 """
 
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -27,6 +29,7 @@ ATTEMPTS = 5  # how often a job is handed out whose process is killed
 MEMORY = 1.5 * 2**30  # bytes that one process of a small run may need
 NAMED = 4  # so many running jobs, at most, are named in a line
 SPAWN = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+_OF_THIS_THREAD = threading.local()
 
 
 class Job(Protocol):
@@ -129,7 +132,7 @@ def stopped_at_limit(job: Job, seconds: float, limit: float) -> Result:
 
 
 class Where(Protocol):
-    """Where jobs run: in this process, in several of this machine, or on a cluster."""
+    """Where jobs run: in this process, in its threads, in several processes, or on a cluster."""
 
     @property
     def count(self) -> int:
@@ -171,6 +174,58 @@ class ThisProcess:
             yield result
             if result.outcome == "paused":
                 return
+
+
+class Threads:
+    """Jobs in several threads of this process, for jobs that only wait for a process of their own.
+
+    A notebook is one: its kernel does the work. In :class:`Processes` torch would be in memory once
+    more for each.
+
+    Args:
+        count: of threads.
+        stop: ends the processes that jobs wait for, and may be called again.
+    """
+
+    def __init__(self, count: int, stop: Callable[[], None]) -> None:
+        self.count = count
+        self.stop = stop
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, jobs: Iterable[Job], started: Callable[[Job], None]) -> Iterator[Result]:
+        """The results, in the order in which jobs end."""
+        waiting = deque(jobs)
+        working: set[futures.Future[Result]] = set()
+        slots = itertools.count()
+        with futures.ThreadPoolExecutor(
+            self.count, initializer=begin_thread, initargs=(slots,)
+        ) as pool:
+            try:
+                while waiting or working:
+                    while waiting and len(working) < self.count:
+                        started(waiting[0])
+                        working.add(pool.submit(attempt, waiting.popleft()))
+                    ended, working = futures.wait(working, return_when=futures.FIRST_COMPLETED)
+                    for one in ended:
+                        yield one.result()
+            finally:  # after Ctrl-C some still work; one may be about to start its process
+                while working:
+                    self.stop()
+                    working = futures.wait(working, timeout=1).not_done
+
+
+def begin_thread(slots: Iterator[int]) -> None:
+    _OF_THIS_THREAD.surroundings = surroundings(next(slots))
+
+
+def surroundings_of_this_thread() -> dict[str, str]:
+    """What :class:`Threads` adds to the environment of the processes that a job starts."""
+    return getattr(_OF_THIS_THREAD, "surroundings", {})
 
 
 class Processes:

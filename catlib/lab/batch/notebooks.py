@@ -8,11 +8,15 @@ import ast
 import os
 import re
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 from ...data import data_root
 from ...files import write_whole
 from ..paths import NOTEBOOKS, ROOT, SOLUTIONS
 from .parameters import Parameter, comments_in, kinds_of, unknown_name
+
+_KERNELS: WeakSet[Any] = WeakSet()  # jupyter_client's managers of those that run here
 
 
 def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", environment=None):
@@ -58,6 +62,7 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
 
     class Kernel(AsyncKernelManager):
         def start_kernel(self, **options):
+            _KERNELS.add(self)
             return super().start_kernel(env=variables, **options)
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +92,14 @@ def execute(notebook, output, parameters=None, timeout=3600, kernel="python3", e
     finally:
         unfinished.unlink(missing_ok=True)
     return executed
+
+
+def end_kernels() -> None:
+    """Kill the kernels of the notebooks that this process executes; their execution then fails."""
+    for kernel in list(_KERNELS):
+        process = getattr(kernel.provisioner, "process", None)  # None before it has begun
+        if process is not None:
+            process.kill()
 
 
 def _without_fields(path: Path) -> str:

@@ -3,10 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .engine import run_jobs
-from .notebooks import course_notebooks, parameter_names
-from .place import place
-from .units import SeriesUnit, check_datasets, check_folder, from_anywhere, inside
+from .engine import Threads, run_jobs, workers_that_fit
+from .notebooks import course_notebooks, end_kernels, parameter_names
+from .units import (
+    SeriesUnit,
+    check_datasets,
+    check_folder,
+    check_memory,
+    from_anywhere,
+    inside,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ def run_series(
         names = parameter_names(notebook)
         own = {name: value for name, value in values.items() if name in names}
         units.append(SeriesUnit(notebook, own, folder, timeout))
-    where = place(len(units), folder, workers=workers)
+    count = min(workers or workers_that_fit(), len(units))
+    check_memory(count)
+    where = Threads(count, end_kernels)
     check_folder(folder)
     (folder / "table.csv").unlink(missing_ok=True)  # so that it is of this run, if it is there
     with where:

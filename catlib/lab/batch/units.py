@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from ...data import find_data, load_data
 from ..runs import Trial, changed_code, is_done, run, write_json
 from ..sources import CATLIB, differing
-from .engine import Failure, free_memory
+from .engine import Failure, free_memory, surroundings_of_this_thread
 from .notebooks import code_in, execute, failure_in_words, parameters_of
 from .parameters import Parameter, parameters_of_trials, unknown_name, values_in
 
@@ -185,7 +185,7 @@ class SeriesUnit:
 def execute_or_fail(notebook: Path, output: Path, values: dict, cell_timeout: int) -> None:
     """Execute a notebook; what goes wrong in it is raised as a Failure, in words."""
     try:
-        execute(notebook, output, values, cell_timeout)
+        execute(notebook, output, values, cell_timeout, environment=surroundings_of_this_thread())
     except Exception as error:
         raise Failure(failure_in_words(error, output)) from error
 
