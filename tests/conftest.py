@@ -183,6 +183,9 @@ def interrupted_everywhere():
 
             delivered = False
             try:
+                sys._getframe().f_trace_opcodes = (
+                    True  # Python 3.12 looks whether any frame wants them
+                )
                 sys.settrace(trace)
                 work()
             except KeyboardInterrupt:
