@@ -183,9 +183,8 @@ def interrupted_everywhere():
 
             delivered = False
             try:
-                sys._getframe().f_trace_opcodes = (
-                    True  # Python 3.12 looks whether any frame wants them
-                )
+                # Python 3.12 traces instructions only if a frame has asked for it before
+                sys._getframe().f_trace_opcodes = True
                 sys.settrace(trace)
                 work()
             except KeyboardInterrupt:
