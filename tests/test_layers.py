@@ -214,6 +214,20 @@ def test_import_catlib_is_light():
     assert "torch" in run.stdout.split()
 
 
+def test_while_notebooks_run_nothing_is_loaded_that_writes_their_pages(tmp_path):
+    """Pages are written afterwards; loaded before, it takes 100 MB beside the kernels."""
+    lines = [
+        "import sys",
+        "from catlib.lab import __main__, batch",
+        "def stopped(*values, **options):",
+        "    sys.exit(str({'nbconvert', 'matplotlib', 'scipy'} & set(sys.modules)))",
+        "batch.run_series = stopped",
+        f"__main__.main(['run', '--out', {str(tmp_path)!r}])",
+    ]
+    ran = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert ran.stderr.splitlines()[-1] == "set()"
+
+
 def test_each_equation_says_its_number():
     for where, equation in (
         (catlib.pgd, "Eq. 2"),

@@ -501,10 +501,13 @@ def execute_course(dataset: str, out: Path, workers: int | None = None) -> list[
     Returns: the names of the notebooks that failed.
     """
     from .batch import run_series
+
+    series = run_series(dataset, out, workers=workers)
+
+    # what writes pages takes no memory while the notebooks need it
     from .reference import reference
     from .site import write_site
 
-    series = run_series(dataset, out, workers=workers)
     write_site(series.executed, series.folder, reference=reference())
     table = series.folder / "table.csv"
     if table.exists():
