@@ -89,6 +89,20 @@ class Estimate:
             return _points(self.value)
         return f"{_points(self.value)} [{_points(self.low)}, {_points(self.high)}]"
 
+    def next_difference(self) -> tuple[float, float]:
+        """Between which values one more pair of seeds has its difference, in 95 % of cases.
+
+        By Student's t, as the interval of the mean, and that times the root of pairs + 1: the new
+        pair has its own scatter, beside what is not known of the mean. NaN where ``low`` is.
+        """
+        reach = (self.high - self.value) * math.sqrt(self.pairs + 1)
+        return self.value - reach, self.value + reach
+
+    def next_ratio(self) -> tuple[float, float]:
+        """The same for a ratio, whose logarithms are averaged."""
+        reach = (self.high / self.value) ** math.sqrt(self.pairs + 1)
+        return self.value / reach, self.value * reach
+
     def side(self, null: float = 0) -> str:
         """Where the truth is shown to lie: "above" the null, "below" it, or neither: "across" it.
 
