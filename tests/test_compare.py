@@ -153,6 +153,14 @@ def test_the_p_of_many_values_is_the_same_in_every_run():
     assert first == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [(0.004, "< 0.01"), (0.0547, "0.055"), (0.0469, "0.047"), (0.06, "0.06"), (1, "1.00")],
+)
+def test_a_p_near_the_limit_has_a_third_digit(p, words):
+    assert compare.Estimate(1, 0.9, 1.1, pairs=8, p=p).p_in_words == words
+
+
 def test_five_seeds_that_agree_have_a_p_of_six_percent_and_a_caveat():
     five, six = (compare.mean_interval(np.linspace(1, 2, count)) for count in (5, 6))
     assert five.p == pytest.approx(2 / 2**5)

@@ -9,7 +9,7 @@ where nothing in the study tests it; claims.toml then says why.
 
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -281,8 +281,13 @@ def all_settings(records: pd.DataFrame, piece: Piece) -> Answer:
     tested = compare.corrected(ratios)
     inside = [one for one, is_cell in zip(tested, printed, strict=True) if is_cell]
     outside = [one for one, is_cell in zip(tested, printed, strict=True) if not is_cell]
-    numbers = {"cells": counted(inside), "other levels": counted(outside)}
-    return Answer(together(inside or outside, "cells" if inside else "levels"), numbers)
+    numbers = {"printed": counted(inside), "not printed": counted(outside)}
+    verdict = together(inside or outside, "printed levels" if inside else "levels")
+    slower = numbers["not printed"].get(CONTRADICTED, 0)
+    if inside and slower:
+        beyond = f"slower at {slower} of {len(outside)} that the paper does not print"
+        verdict = replace(verdict, remark="; ".join(filter(None, (verdict.remark, beyond))))
+    return Answer(verdict, numbers)
 
 
 def counted(tested: list[compare.Estimate]) -> dict[str, int]:

@@ -103,6 +103,13 @@ class Estimate:
         reach = (self.high / self.value) ** math.sqrt(self.pairs + 1)
         return self.value / reach, self.value * reach
 
+    @property
+    def p_in_words(self) -> str:
+        """The p for reading, with a third digit where two cannot tell it from 0.05."""
+        if self.p < 0.01:
+            return "< 0.01"
+        return f"{self.p:.3f}" if f"{self.p:.2f}" == "0.05" else f"{self.p:.2f}"
+
     def side(self, null: float = 0) -> str:
         """Where the truth is shown to lie: "above" the null, "below" it, or neither: "across" it.
 
@@ -606,7 +613,7 @@ def but_p(estimate: Estimate) -> str:
     """The p of the sign-flip test where it does not agree with the interval."""
     if estimate.p <= max(SIGNIFICANT, estimate.smallest_p):
         return ""
-    return f" by the interval, but p is {estimate.p:.2f}"
+    return f" by the interval, but p is {estimate.p_in_words}"
 
 
 def faster(row: pd.Series, baseline: str = "AT", arm: str = "CAT") -> Verdict:
@@ -689,9 +696,11 @@ def similar_predictions(rows: pd.DataFrame) -> dict:
     above = difference(of_seeds["mean"], of_seeds.control)
     above_at_least = above.value if above.pairs == 1 else above.low
     if means.success > HARDLY_LEARNED:
-        verdict = Verdict(NOT_TESTED, f"{means.success:.0%} misread: the models had hardly learned")
+        verdict = Verdict(
+            NOT_TESTED, f"{100 * means.success:.0f} % misread: the models had hardly learned"
+        )
     elif above_at_least < ABOVE_CONTROL:
-        interval = f"{above.value:.3f} [{above.low:.2f}, {above.high:.2f}]"
+        interval = f"{above.value:.3f} [{above.low:.3f}, {above.high:.3f}]"
         how_much = interval if above.pairs > 1 else f"{above.value:.3f}"
         verdict = Verdict(NOT_SHOWN, f"{how_much} above another image of the class")
     elif means["mean"] >= ALIKE:
@@ -845,6 +854,10 @@ def audit_verdict(rows: pd.DataFrame) -> tuple[Verdict, dict]:
     }
     if len(real):
         return Verdict(IN_PART, "; ".join(real.arm)), numbers
-    if len(harmless):
-        return Verdict(NOT_SHOWN, "only where the attack hardly does anything"), numbers
-    return Verdict(NOT_SHOWN, "by no reading tried"), numbers
+    remarks = ["only where the attack hardly does anything"] if len(harmless) else []
+    nearest = top[top.clean - top.test >= HARMLESS].nlargest(1, "test")
+    for row in nearest.itertuples():
+        remarks.append(
+            f"by an attack that costs accuracy at most {100 * row.test:.1f} %, {row.arm}"
+        )
+    return Verdict(NOT_SHOWN, "; ".join(remarks)), numbers

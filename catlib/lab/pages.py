@@ -167,6 +167,7 @@ def front(tables: Tables) -> str:
         rival=_rival(tables),
         start=_start(tables),
         three=_three_times(tables),
+        slim=_speed(first_there("cifar10", tables), tables),
     )
 
 
@@ -406,7 +407,7 @@ def settings(tables: Tables) -> pd.DataFrame:
                 "data": NAMES.get(trial.dataset, trial.dataset),
                 "network": network(trial),
                 "attack in training": f"PGD-{trial.steps}, ε = {radius_of(trial)}{_growth(table)}",
-                "iterations": f"{table.iteration.max():,} of {_range(batches)}",
+                "iterations": f"{table.iteration.max():,}, batches of {_range(batches)}",
                 "epochs": _range(f"{epochs_of(trial, int(batch)):.2g}" for batch in batches),
                 "checks": every.split("; ")[0] or "—",
                 "on": judged.split(", PGD")[0] or "—",
@@ -460,6 +461,8 @@ ARMS = {
     "TRADES": "another loss, and an attack on the divergence (Zhang et al., ICML 2019)",
     "MART": "a loss that stresses misread images (Wang et al., ICLR 2020)",
     "CAT + ...": "the same with CAT's draws",
+    "remembered": "AT by one step from where the last attack on the same image ended; with its "
+    "additions in lesson 09",
 }
 
 
@@ -473,8 +476,8 @@ FRONTIERS = (
 FRONTIER = one_line("""
     This asks beyond the paper: with which way of training does a number of passes buy the most
     robust accuracy at the end? "Remembered" begins one step where the last attack on the same
-    image ended, which costs a byte a pixel; three additions use CAT's weights. Every way was tuned
-    by as many draws of its settings, at one budget, judged on held-out training images, and the
+    image ended, which needs a byte of memory a pixel; three additions use CAT's weights. Every way
+    was tuned by as many random settings, at one budget, judged on held-out training images, and the
     rival in the sentences is the one that ends highest in the table. The columns are budgets;
     the checks of a guard against catastrophic overfitting (the sudden loss of robustness to which
     few-step attacks are prone) come on top of them and count in the ratios. Lesson 09 explains it.
@@ -483,14 +486,17 @@ FRONTIER = one_line("""
 
 AUDIT = one_line("""
     Is a printed robust accuracy reached within the printed iterations? What decides is the median
-    over seeds of the best robust accuracy that a run had until then, on test images and on its own
-    training batches. Beside it stands the clean accuracy at that evaluation, median over seeds:
-    where the two hardly differ, the attack of this reading hardly does anything; where it is near
-    10 %, the model had not learned yet. The readings: "raw gradient" is Eq. 2 as printed, without
-    the sign, in training and in judging; "raw gradient in training" there only; "of the batch's
-    mean" takes the gradient of the mean loss of a batch, which is as many times smaller as the
-    batch has images; "normalised epsilon" is ε in units of the pixels' standard deviation; "half
-    epsilon" is half of ε.
+    over seeds of the best robust accuracy that a run had until then, on test images; beside it
+    stand the same on its own training batches, and the clean accuracy at that evaluation, median
+    over seeds: where the two hardly differ, the attack of this reading hardly does anything; where
+    it is near 10 %, the model had not learned yet. The readings: "raw gradient" is Eq. 2 as
+    printed, without the sign, in training and in judging; "raw gradient in training" in training
+    alone, and judged with the sign; "of the batch's mean" takes the gradient of the mean loss of a
+    batch, which is as many times smaller as the batch has images; "normalised epsilon" is ε in
+    units of the pixels' standard deviation; "half epsilon" is half of ε; "random noise" trains on
+    noise of that size and is judged by the gradient of the batch's mean. AT and CAT alone are as
+    everywhere on this page. The last two columns: how far the reading's attack moves a pixel on
+    average, in units of ε, and the robust accuracy under signed PGD-20 at full ε.
 """)
 
 
@@ -521,8 +527,9 @@ def frontiers(tables: Tables) -> dict:
         parts.append(
             {
                 "name": piece.table,
-                "label": f"{dataset}, {network(trial)}, ε = {radius_of(trial)}, PGD-20 with "
-                f"{trial.final_restarts} restarts at the end, the best of {draws} draws each",
+                "label": f"{dataset}, {network(trial)}, ε = {radius_of(trial)}, "
+                f"{table.seed.nunique()} seeds, at the end {_noted(table, 'final')}, "
+                f"the best of {draws} random settings each",
                 "table": markdown.table(frontier_rows(table)),
                 "said": frontier.sentences(table),
             }
@@ -544,7 +551,7 @@ def frontier_rows(table: pd.DataFrame) -> pd.DataFrame:
         for at in own.itertuples():
             interval = f"{100 * at.mean:.1f} % [{100 * at.low:.1f}, {100 * at.high:.1f}]"
             row[f"{at.budget:,} passes"] = interval
-        row["largest budget: less the memory alone"] = points(gaps[arm]) if arm in gaps else ""
+        row["largest budget: difference to `remembered`"] = points(gaps[arm]) if arm in gaps else ""
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
@@ -631,15 +638,17 @@ def cheap_rivals(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
 def audit_table(records: pd.DataFrame, piece: Piece) -> pd.DataFrame:
     """:func:`catlib.lab.compare.audit` for reading: a row a reading, a column a printed level."""
     rows: dict[str, dict] = {}
+    added: dict[str, dict] = {}  # columns that come last
     for _, row in claims.audit(records, piece).iterrows():
         on_test = yes_or_no(row["reached on test"], row.test, row.clean)
         in_training = yes_or_no(row["reached in training"], row.training)
         cells = rows.setdefault(row.arm, {"reading": row.arm})
         cells[f"{row.level} %"] = f"test: {on_test}<br>training: {in_training}"
         if "full_strength" in row:
-            cells["a pixel moves, in ε"] = f"{row.moved:.2g}"
-            cells["PGD-20 at full ε"] = f"{100 * row.full_strength:.1f} %"
-    return pd.DataFrame(rows.values())
+            ends = added.setdefault(row.arm, {})
+            ends["a pixel moves, in ε"] = f"{row.moved:.2g}"
+            ends["PGD-20 at full ε"] = f"{100 * row.full_strength:.1f} %"
+    return pd.DataFrame([cells | added.get(arm, {}) for arm, cells in rows.items()])
 
 
 def yes_or_no(reached: bool, share: float, clean: float | None = None) -> str:
