@@ -581,6 +581,30 @@ def test_a_verdict_says_where_cat_is_slower_at_a_level_that_the_paper_does_not_p
     assert slower.remark.endswith("slower at 1 of 1 that the paper does not print")
 
 
+@pytest.mark.parametrize(
+    ("small", "large", "word"),
+    [
+        (0.10, 0.02, "holds"),
+        (-0.10, -0.02, "holds"),
+        (0.02, -0.07, "contradicted"),
+        (0.02, 0.07, "contradicted"),
+        (0.05, -0.05, "not shown"),
+        (0.05, 0.05, "not shown"),
+    ],
+)
+def test_arms_come_together_only_if_the_gap_shrinks_in_size(small, large, word):
+    """Also where it changes its sign."""
+    scatter = np.random.default_rng(1).normal(0, 0.005, (2, 8))
+    rows = []
+    for number, gap, noise in zip((32, 256), (small, large), scatter, strict=True):
+        for seed in range(8):
+            for arm, at_the_end in (("AT", 0.4), ("CAT", 0.4 + gap + noise[seed])):
+                rows.append((arm, seed, number, 100, at_the_end))
+    columns = ["arm", "seed", "sampling_number", "iteration", "robust_accuracy"]
+    answer = claims.come_together(pd.DataFrame(rows, columns=columns), levels_piece(50))
+    assert answer.verdict.word == word
+
+
 def test_up_to_holds_in_part_where_the_factor_is_not_ruled_out():
     table = records(100, 50, seeds=6)
     wide = table.seed.isin([0, 1]) & (table.arm == "CAT")  # two pairs with a much larger ratio

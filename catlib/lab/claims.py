@@ -489,17 +489,35 @@ def peak(records: pd.DataFrame, piece: Piece) -> Answer:
 
 
 def come_together(records: pd.DataFrame, piece: Piece) -> Answer:
-    """Is the gap between CAT and AT at the end smaller at the largest sampling number?"""
+    """Is the gap between CAT and AT at the end smaller in size at the largest sampling number?
+
+    It is where the two gaps' difference and their sum have the same sign, and larger where they
+    have opposite ones; so both must be shown.
+    """
     gaps = {}
     by_seed = {}
     for number, part in records.groupby("sampling_number"):
         last = ends(part).robust_accuracy
         gaps[number] = difference(last["CAT"], last["AT"])
         by_seed[number] = last["CAT"] - last["AT"]
-    change = difference(by_seed[min(gaps)], by_seed[max(gaps)])
-    how_large = f"the gap of the smallest k less that of the largest is {change.as_points()} points"
-    how_large += compare.but_p(change)
-    return Answer(judged(change, how_large), {"gaps": gaps, "change": change})
+    smallest = min(gaps)
+    largest = max(gaps)
+    change = difference(by_seed[smallest], by_seed[largest])
+    total = difference(by_seed[smallest], -by_seed[largest])
+    where = (
+        f"from {gaps[smallest].as_points()} points at k = {smallest} "
+        f"to {gaps[largest].as_points()} at k = {largest}"
+    )
+    sides = {change.side(), total.side()}
+    if not change.has_enough_pairs:
+        verdict = Verdict(NOT_SHOWN, f"{where}; {compare.too_few(change)}")
+    elif "across" in sides:
+        verdict = Verdict(NOT_SHOWN, where)
+    elif len(sides) == 1:
+        verdict = Verdict(HOLDS, where)
+    else:
+        verdict = Verdict(CONTRADICTED, where)
+    return Answer(verdict, {"gaps": gaps, "change": change, "total": total})
 
 
 ALPHAS = {

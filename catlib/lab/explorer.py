@@ -9,6 +9,7 @@ import base64
 import itertools
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def small_multiples(
     figure, axes = plt.subplots(
         len(metrics),
         len(numbers),
-        figsize=(7.6, 0.7 + 1.6 * len(metrics)),
+        figsize=(min(7.6, 1.6 + 2.2 * len(numbers)), 0.7 + 1.4 * len(metrics)),
         sharex=True,
         sharey=True,
         squeeze=False,
@@ -68,7 +69,7 @@ def small_multiples(
     axes[0, 0].set_ylim(0, _round_above(highest))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside right upper")
     figure.supxlabel("iterations", fontsize=10)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(textwrap.fill(title, 55), fontsize=11)  # beside the legend
     return figure
 
 
@@ -85,7 +86,7 @@ def cost_of_level(
         measures: "iteration", "passes" or "seconds".
     """
     numbers = sorted(records.sampling_number.unique())
-    figure, axes = plt.subplots(1, len(measures), figsize=(2.55 * len(measures), 2.7))
+    figure, axes = plt.subplots(1, len(measures), figsize=(2.45 * len(measures), 2.5))
     for arm, shift in zip(ARMS, (0.94, 1.06), strict=True):  # side by side, so that none is hidden
         own = records[records.arm == arm]
         took = costs(own, level, by="sampling_number").set_index("sampling_number")
