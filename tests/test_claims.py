@@ -509,6 +509,8 @@ def test_where_no_reading_reaches_the_level_the_nearest_real_attack_is_named():
     verdict, _ = compare.audit_verdict(rows)
     nearest = "by an attack that costs accuracy at most 89.8 %, AT, half epsilon"
     assert verdict == compare.Verdict(compare.NOT_SHOWN, nearest)
+    verdict, _ = compare.audit_verdict(rows[rows.arm == "AT, random noise"])
+    assert verdict.remark == "by no reading tried"
 
 
 def test_every_claim_names_a_measure_and_says_what_it_found():

@@ -860,4 +860,4 @@ def audit_verdict(rows: pd.DataFrame) -> tuple[Verdict, dict]:
         remarks.append(
             f"by an attack that costs accuracy at most {100 * row.test:.1f} %, {row.arm}"
         )
-    return Verdict(NOT_SHOWN, "; ".join(remarks)), numbers
+    return Verdict(NOT_SHOWN, "; ".join(remarks) or "by no reading tried"), numbers
