@@ -490,8 +490,6 @@ class TrainingPanel(BackgroundTraining):
 
     def _tell(self) -> None:
         with self._lock:  # what is written last is what is true
-            status = html.escape(self.status())
-            self.status_line.value = f"<span style='margin-left:12px'>{status}</span>"
             self.note.value = self._waiting()
             self.failure.value = self._failure()
             self.start_button.disabled = self.active
@@ -503,6 +501,9 @@ class TrainingPanel(BackgroundTraining):
             else:
                 self.pause_button.description = "Pause"
                 self.pause_button.icon = "pause"
+            # Last, so that who reads the new word finds the rest renewed, too.
+            status = html.escape(self.status())
+            self.status_line.value = f"<span style='margin-left:12px'>{status}</span>"
 
     def _draw(self) -> None:
         self._outdated = False
