@@ -1,14 +1,16 @@
 """Eq. 2: projected gradient descent (PGD) on images, the inner maximisation of Eq. 1."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_count
 from .interrupts import Interrupts
 from .kernels.convolution import fast_first_layers
 from .kernels.gpu import weights_cast_once
@@ -22,6 +24,8 @@ BATCH_NORM_MODES = ("eval", "train")
 # The limit on the entries of a gradient, and on the step size in the l2 ball: far larger than any
 # pixel, yet its square does not overflow a float32.
 LARGE = 1e13
+
+ROUNDING = 1e-4  # a pixel so far outside [0, 1] is there by rounding
 
 WHOLE = slice(None)  # the share of a batch that is all of it
 
@@ -468,8 +472,10 @@ def ascend(x: Tensor, slope: Tensor, ball: LinfBall | L2Ball, eta: float | Tenso
 
 
 def project(moved: Tensor, ball: LinfBall | L2Ball) -> Tensor:
-    r"""$\mathrm{Proj}_\epsilon$: the images of the ball nearest to where :func:`ascend` went.
+    r"""$\mathrm{Proj}_\epsilon$: back into the ball from where :func:`ascend` went.
 
+    In a linf ball it gives the nearest images. For l2 a perturbation that is too long is shortened
+    and the image then clipped to [0, 1], which stays in the ball but may not be the nearest image.
     Works in place, on memory that :func:`ascend` has just made.
     """
     if isinstance(ball, LinfBall):
@@ -602,12 +608,6 @@ def _is_finite(x: Tensor) -> Tensor:
     return (0 * x).sum(1) == 0  # many times faster than isfinite().all(1)
 
 
-def check_count(name: str, value: Any, *, at_least: int) -> None:
-    """Raise ValueError if a value is no integer, or too small."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < at_least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {at_least}.")
-
-
 def check_radius(name: str, epsilon: float, norm: str) -> None:
     """Raise ValueError if a linf ball of this radius holds every image, as 8 does, meant as 8/255.
 
@@ -678,7 +678,8 @@ def _check_start(start: Any, images: Tensor, epsilon: float, *, look: bool = Tru
 def check_adversarial(adversarial: Any, images: Tensor, *, finite: bool = True) -> Tensor:
     """Refuse what an attack returns for these images if it is not adversarial versions of them.
 
-    ``finite=False`` leaves out the look at every pixel, which would wait for a GPU.
+    ``finite=False`` lets pixels pass that are not finite, and leaves out every look at the pixels
+    that would wait for a GPU.
 
     Returns: the adversarial images, detached.
     """
@@ -700,7 +701,25 @@ def check_adversarial(adversarial: Any, images: Tensor, *, finite: bool = True) 
         raise ValueError(
             "the attack returned a pixel that is NaN or infinite; each must be a number in [0, 1]."
         )
+    if finite or adversarial.device.type == "cpu":
+        check_pixels("the attack returned pixels", adversarial)
     return adversarial.detach()
+
+
+def check_pixels(what: str, images: Tensor) -> None:
+    """Raise ValueError if pixels lie outside [0, 1] by more than rounding.
+
+    The message begins with ``what``. Pixels that are not finite pass: they show in the loss.
+    """
+    if images.numel() == 0:
+        return
+    low, high = (value.item() for value in images.detach().aminmax())
+    is_finite = math.isfinite(low) and math.isfinite(high)
+    if is_finite and (low < -ROUNDING or high > 1 + ROUNDING):
+        raise ValueError(
+            f"{what} from {low:.4g} to {high:.4g}; they must lie in [0, 1]: clamp(0, 1) what an "
+            "attack or an augmentation made of them, and normalise inside the model."
+        )
 
 
 def check_batch(images: Tensor, labels: Tensor) -> int:
@@ -730,7 +749,7 @@ def check_batch(images: Tensor, labels: Tensor) -> int:
         return -1
     low, high = (value.item() for value in images.aminmax())
     if not (low >= 0 and high <= 1):
-        if low > -1e-4 and high < 1 + 1e-4:
+        if low > -ROUNDING and high < 1 + ROUNDING:
             raise ValueError(
                 f"pixels go from {low:.9g} to {high:.9g}, outside [0, 1] by a rounding error; "
                 f"call images.clamp(0, 1)."

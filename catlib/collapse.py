@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .attacks import PGD, check_count
+from .attacks import PGD
+from .checks import check_count
 from .evaluation import robust_accuracy
 from .interrupts import deferred_interrupts
 from .training import Record, Training

@@ -16,10 +16,10 @@ from .attacks import (
     Network,
     check_adversarial,
     check_batch,
-    check_count,
     has_finite_gradient,
     is_right,
 )
+from .checks import check_count
 from .interrupts import Interrupts
 from .kernels.gpu import full_float32
 from .modes import attack_mode

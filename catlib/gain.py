@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+FIRST_WEIGHT = 1.0  # w_0, of an example that was never drawn (Protocol 1, line 1)
+
 
 def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Eq. 3: $w = \max_{k \ne y} \log F(x+\delta)[k] - \log F(x+\delta)[y]$.

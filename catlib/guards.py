@@ -1,11 +1,13 @@
 """What keeps a training whole: its arguments and states are checked first, its buffers put back."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attacks import PGD, check_logits
+from .attacks import PGD, check_logits, check_pixels
+from .checks import kind_of
 from .data.augmentation import MovingAugmentation
 from .memory import PerturbationMemory
 
@@ -48,14 +50,31 @@ class BufferCopy:
                 setattr(module, name, kept.clone())
 
 
-def check_sampler(sampler: Any, n: int) -> None:
-    """Raise TypeError or ValueError if a sampler cannot be trained with on n examples."""
+def check_sampler(sampler: Any, labels: Tensor) -> None:
+    """Raise TypeError or ValueError if a sampler cannot draw from examples (n,) of these labels.
+
+    A warning says so if it balances the same classes, but by other labels of the examples. Groups
+    of one's own, such as two super-classes, have other names and are left alone.
+    """
+    n = len(labels)
     if not hasattr(sampler, "update"):
         raise TypeError(
             f"sampler is a {type(sampler).__name__} without update(indices, gain); see CaseSampler."
         )
     if getattr(sampler, "n", n) != n:
         raise ValueError(f"the sampler draws from {sampler.n} examples; the data have {n}.")
+
+    balanced = getattr(sampler, "balanced_by", None)
+    if balanced is None:
+        return
+    balanced = balanced.to(labels.device)
+    if torch.equal(balanced, labels) or not torch.equal(balanced.unique(), labels.unique()):
+        return
+    warnings.warn(
+        f"the sampler has another label than the data for {int((balanced != labels).sum())} of "
+        f"{n} examples, so it does not balance their classes; build it from data.y_train.",
+        stacklevel=3,
+    )
 
 
 def check_optimizer(
@@ -85,8 +104,8 @@ def check_optimizer(
         )
 
 
-def check_loss(result: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Refuse what a loss returned for a batch of ``count`` images if it cannot be trained with.
+def check_loss(result: Any, count: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Refuse what a loss returned for ``count`` images of so many classes, if it is unusable.
 
     Returns: the loss, and the adversarial logits (B, K) in float32 or float64.
     """
@@ -105,7 +124,24 @@ def check_loss(result: Any, count: int) -> tuple[Tensor, Tensor]:
             f"the loss returned {loss.item():.4g} without a gradient; compute it from the model's "
             "logits, without detach() and torch.no_grad()."
         )
-    return loss, check_logits(logits, count)
+    return loss, check_logits(logits, count, classes - 1)
+
+
+def check_augmented(augmented: Any, images: Tensor, *, look: bool) -> None:
+    """Raise TypeError or ValueError if an augmentation did not return such images (B, C, H, W).
+
+    Args:
+        images: what it was given.
+        look: look at the pixels, too.
+    """
+    is_alike = isinstance(augmented, Tensor) and augmented.dtype == images.dtype
+    if not is_alike or augmented.shape != images.shape:
+        raise TypeError(
+            f"augment returned {kind_of(augmented)}; for these images it must return "
+            f"{kind_of(images)}."
+        )
+    if look:
+        check_pixels("augment returned pixels", augmented)
 
 
 def check_memory(memory: Any, images: Tensor, attack: Any, augment: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attacks import PGD, check_count, random_start
+from .attacks import PGD, random_start
+from .checks import check_count, checked_indices, kind_of
 from .data.augmentation import Moves
 
 TYPES = {8: torch.int8, 16: torch.float16}
@@ -93,7 +94,7 @@ class PerturbationMemory:
 
         Raises: IndexError, ValueError: an index outside the data, or no indices (B,).
         """
-        indices = self._checked_indices(indices)
+        indices = checked_indices(indices, self.n, self.device)
         stored = self._stored[indices]
         known = self._is_known(stored).view(-1, 1, 1, 1)
         perturbations = stored.float()
@@ -103,7 +104,7 @@ class PerturbationMemory:
 
     def has(self, indices: Tensor) -> Tensor:
         """(B,) bool: of which of the images at ``indices`` (B,) a perturbation is known."""
-        return self._is_known(self._stored[self._checked_indices(indices)])
+        return self._is_known(self._stored[checked_indices(indices, self.n, self.device)])
 
     def update(self, indices: Tensor, perturbations: Tensor) -> None:
         """Remember what an attack found: ``memory.update(indices, adversarial - images)``.
@@ -115,7 +116,7 @@ class PerturbationMemory:
             check would have to wait for the device, torch stops a wrong index, a pixel larger than
             epsilon is stored as epsilon, and one that is not a number as zero.
         """
-        indices = self._checked_indices(indices)
+        indices = checked_indices(indices, self.n, self.device)
         perturbations = torch.as_tensor(perturbations, device=self.device).detach().float()
         if perturbations.shape != (len(indices), *self.shape):
             raise ValueError(
@@ -169,9 +170,9 @@ class PerturbationMemory:
                     f"the state is of a memory with {name} {state[name]!r}; this one has {own!r}."
                 )
         stored = state["stored"]
-        if _kind(stored) != _kind(self._stored):
+        if kind_of(stored) != kind_of(self._stored):
             raise ValueError(
-                f"the state's stored is {_kind(stored)}; it must be {_kind(self._stored)}."
+                f"the state's stored is {kind_of(stored)}; it must be {kind_of(self._stored)}."
             )
         self._check_stored(stored)
         self._stored = stored.to(self.device, copy=True)
@@ -203,22 +204,6 @@ class PerturbationMemory:
         if self.bits == 8:
             return first_pixel != NOTHING[8]
         return ~first_pixel.isinf()
-
-    def _checked_indices(self, indices: Tensor) -> Tensor:
-        """(B,) int64 on this device."""
-        indices = torch.as_tensor(indices, device=self.device).detach()
-        is_whole = not indices.is_floating_point() and indices.dtype != torch.bool
-        if indices.ndim != 1 or not (is_whole or len(indices) == 0):
-            raise ValueError(f"indices are {_kind(indices)}; they must be (B,) integers.")
-        indices = indices.long()
-        # on a GPU the check would wait for the device
-        if self.device.type == "cpu" and len(indices):
-            low, high = (int(value) for value in indices.aminmax())
-            if not 0 <= low <= high < self.n:
-                raise IndexError(
-                    f"indices go from {low} to {high}; they must lie in 0..{self.n - 1}."
-                )
-        return indices
 
     def _check_update(self, indices: Tensor, perturbations: Tensor) -> None:
         if len(indices.unique()) < len(indices):
@@ -271,10 +256,3 @@ class Recall:
         if self._moves is not None:
             change = self._moves.inverse()(change)  # zero where a pixel was out of the frame
         self._memory.update(self._indices, self._before + change)
-
-
-def _kind(value: object) -> str:
-    """What something is, for a message."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"

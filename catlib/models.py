@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attacks import check_count
+from .checks import check_count
 from .data import Data
 from .data.dataset import as_floats
 from .own import own_model

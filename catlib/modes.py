@@ -22,6 +22,11 @@ def attack_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[Interrup
     the batch instead, and store none. Another thread that wants the mode of the same model changed
     waits until this one has restored it. Ctrl-C waits for a poll of the interrupts, or for the end.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"the model is a {type(model).__name__}; it must be a torch.nn.Module, whose modes an "
+            "attack can set."
+        )
     with deferred_interrupts() as interrupts, _alone_with(model, interrupts):
         modules = list(model.modules())
         norms = []

@@ -78,7 +78,7 @@ def _takes_one_argument(function: Callable) -> bool:
 
 @contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    """Let modules of the current folder be imported, as ``python -m`` does a server does not."""
+    """Modules of the current folder can be imported, as under ``python -m`` but not on a server."""
     folder = os.getcwd()
     if folder in sys.path or "" in sys.path:
         yield

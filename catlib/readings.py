@@ -11,9 +11,8 @@ of :class:`catlib.Training`.
 import torch
 from torch import Tensor
 
-from .attacks import check_count
-
-FIRST_WEIGHT = 1.0  # w_0, of an example that was never drawn (Protocol 1, line 1)
+from .checks import check_count
+from .gain import FIRST_WEIGHT
 
 
 def standardised(weights: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .gain import smooth
+from .checks import checked_indices, kind_of
+from .gain import FIRST_WEIGHT, smooth
 
 TREE_FROM = 4096  # from this many examples on, the compiled tree draws faster than a sort of all
 # At this temperature the first weight, 1, gives a log weight of 1e12: below LARGEST_LOG_WEIGHT.
@@ -69,9 +70,15 @@ class _BatchSampler(Sampler[Tensor], ABC):
         """Learn from the information gain (B,) of the examples at ``indices`` (B,)."""
 
     def __len__(self) -> int:
+        """Batches in a pass: in as many, as many examples are drawn as there are, at most."""
         return self.n // self.sampling_number
 
     def __iter__(self) -> Iterator[Tensor]:
+        """The batches of one pass; a loop over several passes begins it again and again.
+
+        As a DataLoader's ``batch_sampler`` use it with num_workers=0: workers would draw ahead, by
+        weights from before the updates.
+        """
         for _ in range(len(self)):
             yield self.draw()
 
@@ -170,7 +177,7 @@ class UniformSampler(_BatchSampler):
         super()._check_state(state)
         order = state["order"]
         if not isinstance(order, Tensor) or order.dtype != torch.int64 or order.ndim != 1:
-            raise ValueError(f"the state's order is {_kind(order)}; it must be (n,) torch.int64.")
+            raise ValueError(f"the state's order is {kind_of(order)}; it must be (n,) torch.int64.")
         if len(order) and not _is_permutation(order, self.n):
             raise ValueError(
                 f"the state's order of {len(order)} indices is no order of 0..{self.n - 1}."
@@ -230,10 +237,12 @@ class CaseSampler(_BatchSampler):
         super().__init__(labels, sampling_number, seed)
         self.alpha = alpha
         self._draws = 0
-        if class_balanced:
-            classes = torch.as_tensor(labels).long()
-        else:
+        # (n,) by which the draws are balanced, as given; None where they are not
+        self.balanced_by = torch.as_tensor(labels) if class_balanced else None
+        if self.balanced_by is None:
             classes = torch.zeros(self.n, dtype=torch.long, device=self.device)
+        else:
+            classes = self.balanced_by.long()
         counts = classes.bincount()
         has_examples = counts > 0
         # the classes numbered anew, without the gaps that labels may leave
@@ -350,9 +359,9 @@ class CaseSampler(_BatchSampler):
             weight was changed. On a GPU, where such a check would have to wait for the device,
             torch stops a wrong index, and a gain that is not finite is left out.
         """
-        indices = torch.as_tensor(indices, device=self.device).detach().long()
+        indices = checked_indices(indices, self.n, self.device)
         gain = torch.as_tensor(gain, device=self.device).detach().float()
-        if indices.shape != gain.shape or indices.ndim != 1:
+        if indices.shape != gain.shape:
             raise ValueError(
                 f"indices {tuple(indices.shape)} and gain {tuple(gain.shape)} must both be (B,)."
             )
@@ -367,11 +376,6 @@ class CaseSampler(_BatchSampler):
             self._store.update(indices, updated)
 
     def _check_update(self, indices: Tensor, gain: Tensor) -> None:
-        if not 0 <= indices.min() <= indices.max() < self.n:
-            raise IndexError(
-                f"indices go from {indices.min()} to {indices.max()}; "
-                f"they must lie in 0..{self.n - 1}."
-            )
         if len(indices.unique()) < len(indices):
             raise ValueError("an index comes twice; a batch is drawn without replacement.")
         if not gain.isfinite().all():
@@ -396,7 +400,7 @@ class CaseSampler(_BatchSampler):
         super()._check_state(state)
         weights = state["weights"]
         if not isinstance(weights, Tensor) or weights.dtype != torch.float32:
-            raise ValueError(f"the state's weights are {_kind(weights)}; they must be float32.")
+            raise ValueError(f"the state's weights are {kind_of(weights)}; they must be float32.")
         if weights.shape != (self.n,):
             raise ValueError(
                 f"the state's weights are of shape {tuple(weights.shape)}; this sampler of "
@@ -485,13 +489,6 @@ def _is_positive_number(value: object) -> bool:
     return isinstance(value, Real) and 0 < float(value) < float("inf")
 
 
-def _kind(value: object) -> str:
-    """What something is, for a message."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
-
-
 def _origin(state: dict[str, Any]) -> str:
     """Whose state this is, for a message."""
     if "order" in state:
@@ -540,7 +537,7 @@ class _SortStore:
     def __init__(self, groups: Tensor, counts: np.ndarray):
         self._groups = groups
         self._counts = counts
-        self._weights = torch.ones(len(groups), device=groups.device)
+        self._weights = torch.full((len(groups),), FIRST_WEIGHT, device=groups.device)
 
     @property
     def weights(self) -> Tensor:
@@ -593,6 +590,11 @@ class _SortStore:
             log_weights = self._weights.to(self._precision()) / temperature
         else:
             log_weights = log_weight(self._weights.clone())
+            if not isinstance(log_weights, Tensor):
+                raise TypeError(
+                    f"log_weight returned {kind_of(log_weights)}; it must return a tensor (n,), "
+                    "computed from the weights that it is given."
+                )
             if log_weights.shape != self._weights.shape:
                 raise ValueError(
                     f"log_weight returned the shape {tuple(log_weights.shape)} for weights "
@@ -675,7 +677,7 @@ class _TreeStore:
             )
         from .kernels.tree import Forest  # numba takes a second to load
 
-        self._forest = Forest(groups.numpy(), np.ones(len(groups), np.float32))
+        self._forest = Forest(groups.numpy(), np.full(len(groups), FIRST_WEIGHT, np.float32))
 
     @property
     def weights(self) -> Tensor:

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .attacks import PGD, check_adversarial, check_count, check_logits
+from .attacks import PGD, check_adversarial, check_logits
+from .checks import check_count, check_evaluations
 from .data import SUBSETS, Data, subset
 from .data.augmentation import MovingAugmentation
 from .evaluation import accuracy, recalibrated, robust_accuracy
 from .gain import information_gain
 from .guards import (
     BufferCopy,
+    check_augmented,
     check_budget,
     check_loss,
     check_memory,
@@ -106,7 +108,9 @@ class Training(Iterator[Record]):
     together: see ``ranks`` and docs/ranks.md.
 
     Args:
-        model: images in [0, 1] to logits; trained in place, moved to the device.
+        model: images in [0, 1] to logits; trained in place, moved to the device. A part of it that
+            is in eval mode while the whole is in training mode, such as a frozen batch norm, is
+            left in eval mode.
         data: what to train on.
         sampler: which examples an iteration sees: UniformSampler is vanilla AT, CaseSampler is
             CAT; or anything that yields index batches (B,) and has ``update(indices, gain)``.
@@ -194,13 +198,7 @@ class Training(Iterator[Record]):
                 f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}."
             )
         check_count("seed", seed, at_least=0)
-        check_count("evaluate_every", evaluate_every, at_least=0)
-        check_count("evaluate_first", evaluate_first, at_least=0)
-        if evaluate_first and not evaluate_every:
-            raise ValueError(
-                f"evaluate_first is {evaluate_first} and evaluate_every is 0, which is never; "
-                "give an evaluate_every of at least 1."
-            )
+        check_evaluations(evaluate_every, evaluate_first)
         check_count("evaluation_size", evaluation_size, at_least=1)
         check_count("recalibrate", recalibrate, at_least=0)
         if evaluation_subset not in SUBSETS:
@@ -210,7 +208,12 @@ class Training(Iterator[Record]):
             )
         if iterations is not None:
             check_count("iterations", iterations, at_least=0)
-        check_sampler(sampler, len(data.y_train))
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"model is a {type(model).__name__}; it must be a torch.nn.Module, with parameters "
+                "to train."
+            )
+        check_sampler(sampler, data.y_train)
         check_optimizer(optimizer, scheduler, model)
         if memory is not None:
             check_memory(memory, data.x_train, attack, augment)
@@ -232,6 +235,7 @@ class Training(Iterator[Record]):
         self.ranks = find_ranks(ranks)
         self.device = choose_device(device)
         self.model = model.to(self.device)
+        self._frozen = [part for part in model.modules() if model.training and not part.training]
         self.data = data.to(self.device)
         self.sampler = sampler  # Protocol 1, line 1: its weights begin at 1
         self.attack = attack
@@ -438,13 +442,21 @@ class Training(Iterator[Record]):
         """The images (B, C, H, W) augmented, and what is remembered of them, moved likewise."""
         if self.memory is None:
             if self.augment is not None:
-                images = self.augment(images, self._generator)
+                images = self._checked(self.augment(images, self._generator), images)
             return images, None
         if self.augment is None:
             return images, self.memory.recall(indices)
         assert isinstance(self.augment, MovingAugmentation)  # as it was checked
         moves = self.augment.draw(images, self._generator)
-        return moves(images), self.memory.recall(indices, moves)
+        return self._checked(moves(images), images), self.memory.recall(indices, moves)
+
+    def _checked(self, augmented: Any, images: Tensor) -> Tensor:
+        """What the augmentation made of the images, if it can be attacked.
+
+        On a GPU, where a look at the pixels waits for the device, they are looked at once.
+        """
+        check_augmented(augmented, images, look=self.device.type == "cpu" or self.iteration == 0)
+        return augmented
 
     def _steps_each(self, indices: Tensor) -> Tensor | None:
         """The steps of the attack on each example of the batch (B,), if there is a budget."""
@@ -479,7 +491,8 @@ class Training(Iterator[Record]):
                 scoring_passes = 1 if attack.restarts > 1 else 0
                 passes_a_restart = attack.steps + scoring_passes
                 self._spent += passes_a_restart * attack.restarts * len(images[share])
-            # images and labels come from the data set, which was checked when it was loaded
+            # Images and labels come from the data set, which was checked when it was loaded. The
+            # first batch tells whether the model and the augmentation fit to it.
             return attack(
                 network,
                 images,
@@ -487,7 +500,7 @@ class Training(Iterator[Record]):
                 start=start,
                 steps=steps,
                 generator=self._generator,
-                check=False,
+                check=self.iteration == 0 and not attack.compile,
                 share=share,
             )
         images = images[share]
@@ -509,9 +522,11 @@ class Training(Iterator[Record]):
         share = self.ranks.share(n)
         with self.ranks.agreed():
             self.model.train()
+            for module in self._frozen:
+                module.train(False)
             self.optimizer.zero_grad()
             result = self.loss(self._trained, images[share], adversarial, labels[share])
-            loss, logits = check_loss(result, len(adversarial))
+            loss, logits = check_loss(result, len(adversarial), len(self.data.classes))
             loss = self.ranks.weighed(loss, n)
             # a copy, because a CUDA graph writes over its output
             own_logits = logits.detach().to(torch.float32, copy=True)
@@ -680,7 +695,12 @@ class Training(Iterator[Record]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken. Build the Training from the same arguments first.
 
-        Raises: ValueError: the state is of another training; nothing was changed.
+        What the state has wins: weights, optimizer (with its learning rate), scheduler, sampler
+        (with alpha and temperature), memory and counters. What it has not is taken as it was given
+        to this Training: attack, loss, augmentation, budget, ``log_weight``, evaluations.
+
+        Raises: ValueError: the state is of another training, as the seed, the kind of the optimizer
+            or of the sampler, n, ``sampling_number`` or the memory tell; nothing was changed.
         """
         before = self.state_dict()
         self._check_state(state, expected=list(before))
@@ -755,10 +775,23 @@ def choose_device(device: str | torch.device) -> torch.device:
     """The device of this name; "auto" is this process's CUDA device if there is one, else the CPU.
 
     Under torchrun each process of a machine has a GPU of its own.
+
+    Raises: ValueError: no device has this name, or there is no GPU here.
     """
     if device == "auto":
         return own_gpu() if torch.cuda.is_available() else torch.device("cpu")
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device is {device!r}; it must be 'auto', 'cpu', 'cuda', or another that torch has, "
+            "such as 'cuda:1'."
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device is {str(device)!r}, and torch finds no GPU here; use 'cpu' or 'auto'."
+        )
+    return chosen
 
 
 def _warn_if_bfloat16_is_emulated() -> None:

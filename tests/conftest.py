@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 from torch import nn
 
 import catlib
@@ -227,3 +228,17 @@ def same_folder():
     before = os.getcwd()
     yield
     assert os.getcwd() == before
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    """A folder of colour images in two classes, which differ in their colour."""
+    generator = torch.Generator().manual_seed(0)
+    for name, channel in (("blue", 2), ("red", 0)):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(60):
+            pixels = torch.randint(0, 120, (8, 8, 3), generator=generator, dtype=torch.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return str(tmp_path / "photos")

@@ -5,6 +5,7 @@ Each raises an error that names the value seen and the range allowed, and change
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ from catlib import (
     robust_accuracy,
     smooth,
 )
+from catlib.data import subset
+from catlib.lab.background import BackgroundTraining
 from catlib.lab.baselines import NFGSM, FreeTraining
 from catlib.lab.runs import Trial
 from catlib.readings import steps_near_boundary
@@ -37,6 +40,7 @@ LABELS = torch.arange(60) % 3
 MODEL = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)).train()
 DIGITS = load_data("digits")
 BYTES = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8)
+TWO_CLASSES = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
 WEIGHT = nn.Parameter(torch.zeros(2))
 
 
@@ -557,6 +561,18 @@ TABLE = {
                 "twice",
                 "without replacement",
             ),
+            "half an index": (
+                update([1.0, 2.5], [0.5, 0.5], tree),
+                ValueError,
+                "torch.float32",
+                "integers",
+            ),
+            "a mask": (
+                update([True, False], [0.5, 0.5], tree),
+                ValueError,
+                "torch.bool",
+                "integers",
+            ),
             "a gain too few": (update([1, 2], [0.5], tree), ValueError, "(1,)", "(B,)"),
             "another sampler's state": (
                 lambda tree=tree: SAMPLERS[tree].load_state_dict(
@@ -845,6 +861,18 @@ TABLE = {
         "(1, 7, 8)",
         "one shape",
     ),
+    "own data: a label between two": (
+        lambda: Data.from_dataset([(BYTES[0], 0), (BYTES[1], 0.9)]),
+        TypeError,
+        "0.9",
+        "item 1 of train",
+    ),
+    "own data: a label for each class": (
+        lambda: Data.from_dataset([(BYTES[0], torch.tensor([0, 1]))]),
+        TypeError,
+        "[0, 1]",
+        "integers",
+    ),
     "own data: no items": (lambda: Data.from_dataset([]), ValueError, "no items", "train"),
     "own data: no length": (
         lambda: Data.from_dataset(iter([])),
@@ -990,7 +1018,120 @@ TABLE = {
         lambda: Trial(crafting="kl", restarts=3),
         ValueError,
         "3",
-        "1 restart",
+        "which has 1 only",
+    ),
+    "n-fgsm in l2": (lambda: Trial(crafting="n-fgsm", norm="l2"), ValueError, "'l2'", "'linf'"),
+    "free training in l2": (lambda: Trial(crafting="free", norm="l2"), ValueError, "'l2'", "linf"),
+    "free training with restarts": (
+        lambda: Trial(crafting="free", restarts=2),
+        ValueError,
+        "2",
+        "which has 1 only",
+    ),
+    "n-fgsm by the raw gradient": (
+        lambda: Trial(crafting="n-fgsm", rule="gradient"),
+        ValueError,
+        "'gradient'",
+        "'sign'",
+    ),
+    "the mean's gradient with batch norm in training mode": (
+        lambda: Trial(crafting="batch mean", batch_norm="train"),
+        ValueError,
+        "'train'",
+        "'eval'",
+    ),
+    "the mean's gradient with a step size": (
+        lambda: Trial(crafting="batch mean", step_size=0.1),
+        ValueError,
+        "0.1",
+        "Leave step_size out",
+    ),
+    "a judge by the mean's gradient in l2": (
+        lambda: Trial(evaluation_rule="batch mean", norm="l2"),
+        ValueError,
+        "'l2'",
+        "'linf' only",
+    ),
+    "to change what is no live setting": (
+        lambda: BackgroundTraining(Trial()).set(learning_rate=0.1),
+        ValueError,
+        "learning_rate",
+        "alpha, epsilon, steps, sampling_number, dataset, device",
+    ),
+    "a subset of another name": (
+        lambda: subset(LABELS, 4, "frist"),
+        ValueError,
+        "'frist'",
+        "first, spread",
+    ),
+    "a device of another name": (training(device="foo"), ValueError, "'foo'", "'cpu'"),
+    "a model that is a function": (
+        lambda: Training(lambda x: x, DIGITS, UniformSampler(DIGITS.y_train), PGD(0.1)),
+        TypeError,
+        "function",
+        "torch.nn.Module",
+    ),
+    "an attack on a function": (
+        lambda: pgd(lambda x: x.flatten(1), images(), LABELS[:4], epsilon=0.1, steps=1),
+        TypeError,
+        "function",
+        "torch.nn.Module",
+    ),
+    "a model with too few classes": (
+        lambda: next(
+            Training(
+                TWO_CLASSES,
+                DIGITS,
+                UniformSampler(DIGITS.y_train),
+                PGD(0.1),
+                device="cpu",
+            )
+        ),
+        ValueError,
+        "9",
+        "0..1",
+    ),
+    "an augmentation that normalises": (
+        lambda: next(training(augment=lambda x, g: (x - 0.5) / 0.25)()),
+        ValueError,
+        "-2",
+        "normalise inside the model",
+    ),
+    "an augmentation that crops": (
+        lambda: next(training(augment=lambda x, g: x[..., 1:])()),
+        TypeError,
+        "augment returned torch.float32",
+        "must return",
+    ),
+    "an attack that leaves [0, 1], in training": (
+        lambda: next(training(attack=lambda m, x, y: x + 1, evaluation_attack=PGD(0.1))()),
+        ValueError,
+        "clamp(0, 1)",
+        "must lie in [0, 1]",
+    ),
+    "an attack that leaves [0, 1], in an evaluation": (
+        lambda: robust_accuracy(MODEL, images(), LABELS[:4], lambda m, x, y: x - 1),
+        ValueError,
+        "clamp(0, 1)",
+        "must lie in [0, 1]",
+    ),
+    "log weights of NumPy": (
+        lambda: CaseSampler(LABELS, 6, log_weight=lambda w: w.numpy()).draw(),
+        TypeError,
+        "ndarray",
+        "a tensor (n,)",
+    ),
+    "labels from 1 on": (
+        lambda: Data.from_tensors(BYTES, torch.arange(len(BYTES)) % 3 + 1),
+        ValueError,
+        "from 1 to 3",
+        "labels - 1",
+    ),
+    "own data: an array with channels first": (
+        lambda: Data.from_dataset([(np.zeros((3, 8, 8), np.uint8), 0)]),
+        ValueError,
+        "(3, 8, 8)",
+        "torch.from_numpy",
     ),
     "an optimizer of another model": (
         training(optimizer=torch.optim.SGD(MODEL.parameters(), 0.1)),

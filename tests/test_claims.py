@@ -14,6 +14,7 @@ from scipy import stats
 from catlib.lab import claims, compare, pages, summaries
 from catlib.lab.paper import PAPER, paper_table
 from catlib.lab.paths import NOTEBOOKS, README, RESULTS, ROOT
+from catlib.lab.runs import Trial
 
 pytestmark = pytest.mark.no_device("it computes with tables")
 
@@ -363,7 +364,7 @@ def test_the_two_pages_say_the_same_about_a_claim():
 def test_every_claim_has_a_row_and_an_open_one_the_command_that_fills_it():
     page = claims_page()
     for claim in claims.all_claims():
-        rule = f"<br>*Holds if {claim.rule}.*" if claim.rule else ""
+        rule = f"<br>*Holds {claim.rule}.*" if claim.rule else ""
         assert f"| {claim.text}{rule} | {claim.paper} |" in page
         assert f"## {claim.group}\n" in page
         assert bool(claim.tables) != bool(claim.untested)
@@ -544,6 +545,24 @@ def test_up_to_a_factor_is_judged_at_the_level_with_the_largest_ratio(at, cat, s
 
 
 @pytest.mark.parametrize(
+    ("slower", "word"),
+    [
+        (0.0, "holds"),
+        (0.02, "holds"),
+        (0.045, "not shown"),  # up to 6 %: within the margin or not
+        (0.2, "contradicted"),
+    ],
+)
+def test_equal_costs_are_contradicted_outside_the_margin_alone(slower, word):
+    table = records(100, 100, seeds=8)
+    wobble = 1 + 0.02 * (table.seed % 2 - 0.5)  # seeds differ by 2 %
+    table.seconds *= ((1 + slower) * wobble).where(table.arm == "CAT", 1)
+    verdict = claims.seconds_an_iteration(table, levels_piece(50), margin=5).verdict
+    assert verdict.word == word
+    assert verdict.remark.endswith("seconds an iteration") and "-" not in verdict.remark
+
+
+@pytest.mark.parametrize(
     ("cases", "word"),
     [
         (["above"], "holds"),
@@ -690,7 +709,10 @@ def test_alpha_is_judged_by_iterations(others, word, says):
     for arm, first in others.items():
         part = records(first, first, seeds=8)
         parts.append(part[part.arm == "CAT"].assign(arm=arm))
-    verdict = claims.best_alpha(pd.concat(parts), levels_piece(50)).verdict
+    piece = replace(
+        levels_piece(50), trials=[(arm, Trial(alpha=float(arm.split()[1]))) for arm in others]
+    )
+    verdict = claims.best_alpha(pd.concat(parts), piece).verdict
     assert verdict == compare.Verdict(word, says)
 
 

@@ -305,6 +305,18 @@ def test_one_ratio_for_all_levels_takes_those_that_every_run_reached():
     assert compare.faster_overall(none).word == compare.NOT_SHOWN
 
 
+def test_one_ratio_is_taken_over_the_seeds_that_both_arms_have():
+    quick = [0.1, 0.6, 0.6, 0.6]
+    slow = [0.1, 0.1, 0.6, 0.6]
+    table = records(("AT", 0, slow), ("AT", 1, slow), ("AT", 2, slow), ("CAT", 0, quick))
+    table = pd.concat([table, records(("CAT", 1, quick))])
+    one = compare.overall(table, [0.5])
+    assert one.levels == (0.5,) and one.ratio.pairs == 2
+    assert one.ratio.value == pytest.approx(1.5)
+    alone = compare.overall(records(("AT", 0, slow), ("CAT", 1, quick)), [0.5])
+    assert (alone.levels, alone.left_out) == ((), (0.5,))
+
+
 def test_a_verdict_says_how_large_the_effect_could_still_be():
     estimate = compare.Estimate(0.99, 0.92, 1.06, 8, 0.7)
     verdict = compare.judged(estimate, compare.how_much_faster(estimate), null=1)
@@ -318,7 +330,10 @@ def test_a_verdict_says_how_large_the_effect_could_still_be():
     slower = compare.Estimate(0.9, 0.8, 0.95, 8, 0.01)
     assert compare.how_much_faster(slower) == "CAT needs 5 to 25 % more iterations"
     same = compare.Estimate(1.0, 1.0, 1.0, 8, 1.0)
-    assert compare.how_much_faster(same) == "the same on all seeds, to one check"
+    said = compare.how_much_faster(same)
+    assert said == "the same number of iterations on every seed, to one check"
+    always = compare.Estimate(1.25, 1.25, 1.25, 8, 0.01)
+    assert compare.how_much_faster(always) == "CAT needs 20 % fewer iterations"
     doubted = compare.Estimate(1.05, 1.02, 1.08, 8, 0.12)
     assert compare.how_much_faster(doubted).endswith("but p is 0.12")
 
@@ -396,6 +411,18 @@ def test_old_weights_are_judged_at_the_age_that_matters(correlation, spread, one
     found = compare.old_weights(pd.DataFrame(rows), one_epoch)
     assert found["verdict"].word == word
     assert found["age"] == 20
+
+
+@pytest.mark.parametrize(("seeds", "pairs"), [(1, 20), (2, 2)])
+def test_checks_stand_for_seeds_only_where_there_is_one(seeds, pairs):
+    """The checks of a run are no independent measurements, and two seeds already are two."""
+    rows = [
+        {"alpha": 0.5, "seed": seed, "iteration": iteration, "age": 20}
+        | {"within_class": 0.9 - 0.4 * seed + 0.001 * iteration}
+        for seed in range(seeds)
+        for iteration in range(41, 61)
+    ]
+    assert compare.old_weights(pd.DataFrame(rows), 20)["correlation"].pairs == pairs
 
 
 def test_paper_times_are_whole_multiples_of_one_tick():

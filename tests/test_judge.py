@@ -15,7 +15,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from catlib import PGD, accuracy, build_model, robust_accuracy
+from catlib import PGD, Data, accuracy, build_model, robust_accuracy
 from catlib.lab import judge as room
 from catlib.lab.judge import calibration_error, judge, judge_command, measurements, together
 from catlib.lab.paths import DOCS
@@ -296,6 +296,31 @@ def test_autoattack_judges_few_classes(classes, digits, quick_autoattack):
     assert 0 <= report.table.value["autoattack"] <= 1
     left_out = "".join(report.left_out)
     assert ("APGD-T: its loss needs 4 classes" in left_out) == (classes < 4)
+
+
+@pytest.mark.parametrize(("side", "fits"), [(8, True), (12, False), (19, False), (20, True)])
+def test_autoattack_in_l2_leaves_out_an_attack_that_fails_at_this_size(
+    side, fits, quick_autoattack
+):
+    """Square fails for images of 12 or 19 pixels; the others are asked, and the report says so."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(40, 1, side, side, generator=generator)
+    y = (x.mean((1, 2, 3)) > x.mean()).long() + 2 * (torch.arange(40) % 2)
+    data = Data.from_tensors(x, y, x, y)
+    report = judge(build_model("cnn", data), data, epsilon=0.5, norm="l2", autoattack=6)
+    said = [line for line in report.left_out if "Square" in line]
+    assert len(said) == (not fits)
+    assert f"{side} x {side}" in "".join(said) or fits
+    assert report.table.loc["autoattack", "images"] == 6
+
+
+def test_a_model_at_the_level_of_guessing_is_not_called_robust(digits):
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.eye(10)[3] + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    report = judge(Constant(), digits, epsilon=0.1, autoattack=0, images=100)
+    assert any("the model has learned nothing that counts here" in line for line in report.findings)
 
 
 def test_the_calibration_error_is_that_of_a_plain_loop(classifier, digits):

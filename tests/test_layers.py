@@ -20,7 +20,7 @@ PACKAGE = Path(catlib.__file__).parent
 LAB = PACKAGE / "lab"
 # The lowest first. A name is a module or a folder of modules; one that stands in no row fails.
 FLOORS = [
-    {"attacks", "gain", "interrupts", "kernels", "modes", "readings", "samplers"},
+    {"attacks", "checks", "gain", "interrupts", "kernels", "modes", "readings", "samplers"},
     {"data", "files", "guards", "memory", "models", "own", "ranks", "survivors"},
     {"training", "evaluation", "collapse"},
     {"lab"},

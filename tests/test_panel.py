@@ -174,7 +174,7 @@ def test_start_pause_resume_stop_start(panel):
     assert "stopped at iteration" in words(live)
     stopped = live.iteration
     live.start_button.click()
-    until(lambda: "running" in words(live) and live.iteration)
+    until(lambda: "running" in words(live) and live.records["AT"])
     assert live.records["AT"][0].iteration == 1
     live.pause()
     until(lambda: live.state == "paused")
@@ -321,6 +321,14 @@ def test_the_sampling_numbers_on_offer_fit_the_data(panel):
     live = panel(Trial(**QUICK | {"train_size": 100}))
     live.widgets()
     assert live.inputs["sampling_number"].options == (16, 32, 64)
+
+
+def test_data_of_ones_own_are_on_offer(panel, tmp_path):
+    own = str(tmp_path / "mine.npz")
+    live = panel(Trial(**QUICK | {"dataset": own}))
+    live.widgets()
+    assert live.inputs["dataset"].value == own
+    assert "digits" in live.inputs["dataset"].options
 
 
 def test_what_the_trials_compare_moves_the_last_one_only(panel):

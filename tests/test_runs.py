@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
+from catlib.data import load_data
 from catlib.files import write_whole
 from catlib.lab import runs, sources
 from catlib.lab.paths import ROOT
@@ -279,6 +280,34 @@ def test_the_code_of_one_s_own_model_counts(tmp_path, monkeypatch):
     (tmp_path / "my_models.py").write_text("def net(data): return 2")
     assert sources.differing(before, sources.code_of("my_models:net")) == ["my_models"]
     assert sources.code_of("cnn") == sources.CATLIB == sources.code_of("no_such_module:net")
+
+
+def test_data_of_ones_own_that_changed_are_noticed(tmp_path, monkeypatch, own_images):
+    """A file and a folder; a run that was finished, and one that was begun."""
+    monkeypatch.chdir(tmp_path)
+    digits = load_data("digits")
+    images = digits.x_train[:300, 0].numpy()
+    labels = digits.y_train[:300].numpy()
+
+    def write(y):
+        np.savez("mine.npz", x_train=images, y_train=y, x_test=images[:50], y_test=y[:50])
+
+    write(labels)
+    trial = replace(TINY, dataset="mine.npz")
+    done = run(trial, "done")
+    half(trial, Path("half"))
+    assert run(trial, "done") == done and not runs.changed_code(done)
+    write((labels + 1) % 10)
+    for root, state in (("done", "finished"), ("half", "begun")):
+        with pytest.raises(ValueError, match=f"{state} by other code, or on other data.*mine.npz"):
+            run(trial, root)
+    Path("mine.npz").unlink()
+    assert not runs.changed_code(done), "what cannot be looked at contradicts nothing"
+    before = sources.code_of("cnn", own_images)
+    image = next(Path(own_images).rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b" ")
+    now = sources.code_of("cnn", own_images)
+    assert sources.differing(before, now) == [f"data {own_images}"]
 
 
 def test_every_stretch_of_a_run_is_recorded(tmp_path):

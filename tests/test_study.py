@@ -9,12 +9,14 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 
 import pandas as pd
 import pytest
 import torch
 
 from catlib import PGD, UniformSampler, build_model, load_data
+from catlib.collapse import one_step_more
 from catlib.data import data_root
 from catlib.lab import site
 from catlib.lab.baselines import NFGSM, BatchMean, FreeTraining
@@ -28,6 +30,7 @@ from catlib.lab.runs import (
     only_one_process,
     records_of,
     run,
+    training_attack,
 )
 from catlib.lab.study import cost, plan, tables, units, work
 
@@ -731,6 +734,32 @@ def test_free_training_replays_a_batch_and_spends_one_pass_an_image():
         ).abs().max() <= 0.1 + 1e-6
     assert all(torch.equal(batches[i], batches[i - i % 3]) for i in range(12))
     assert not torch.equal(batches[0], batches[3])
+
+
+def test_a_guard_of_free_training_replays_whole_batches_in_smaller_steps():
+    """After the last replay of a batch, and between two; the batches may change their size, too."""
+    training = free(steps=3, iterations=15)
+    batches = []
+    for record in training:
+        batches.append(tuple(training.batch.indices.tolist()))
+        moved = training.batch.adversarial - training.data.train(training.batch.indices)[0]
+        if record.iteration == 3:
+            training.attack = one_step_more(training.attack)
+            assert training.attack.step_size == pytest.approx(0.1 * 3 / 4)
+        if record.iteration == 5:
+            training.attack = one_step_more(training.attack)
+        if record.iteration == 12:
+            training.sampler.sampling_number = 16
+    replays = [(len(batch), len(list(same))) for batch, same in groupby(batches)]
+    assert replays == [(128, 3), (128, 5), (128, 5), (16, 2)]
+    assert 0 < moved.abs().max() <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize("crafting", ["n-fgsm", "free"])
+def test_a_step_size_of_zero_is_none_at_all(crafting):
+    trial = Trial(method="AT", crafting=crafting, step_size=0.0)
+    assert training_attack(trial).step_size == 0.0
+    assert training_attack(replace(trial, step_size=None)).step_size == trial.epsilon
 
 
 def test_free_training_takes_the_noise_of_a_replay_from_the_update_before():

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from catlib import load_data
 from catlib.lab import judge, runs, train
@@ -107,14 +106,48 @@ def test_the_same_command_again_says_that_it_is_done(tmp_path, monkeypatch, caps
     command = [*SMALL, "--out", str(tmp_path)]
     assert main(command) == 0
     first = capsys.readouterr().out
-    monkeypatch.setattr(train, "run", None)
-    monkeypatch.setattr(train, "judge", None)
-    assert main(command) == 0
+    with monkeypatch.context() as changed:
+        changed.setattr(runs, "build_training", None)
+        changed.setattr(train, "judge", None)
+        assert main(command) == 0
     again = capsys.readouterr().out
     assert again.startswith(f"The training in {tmp_path} is done.")
     assert first.endswith(again.split("is done.\n")[1])
     assert main([*command, "--epsilon", "0.2"]) == 2
     assert "has a training with epsilon 0.1; this one has 0.2" in capsys.readouterr().err
+
+
+def test_another_judgement_is_made_anew(tmp_path, capsys):
+    command = [*SMALL, "--out", str(tmp_path)]
+    assert main(command) == 0
+    weights = (tmp_path / "model.pt").read_bytes()
+    capsys.readouterr()
+    assert main([*command[:-2], "--images", "30", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"The training in {tmp_path} is done.")
+    assert "Judging the best model" in said and "Left out:" in said
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["asked"]["images"] == 30
+    assert found["measurements"]["accuracy"]["images"] == 30
+    assert (tmp_path / "report.txt").read_text().strip() in said
+    assert (tmp_path / "model.pt").read_bytes() == weights
+
+
+def test_a_finished_training_of_other_code_is_refused_or_repeated(tmp_path, monkeypatch, capsys):
+    command = [*SMALL, "--out", str(tmp_path)]
+    assert main(command) == 0
+    plan = json.loads((tmp_path / "train.json").read_text())
+    origin = tmp_path / Trial(**plan["trial"]).id / "run.json"
+    written = json.loads(origin.read_text())
+    written["stretches"][0]["code"]["catlib/training.py"] = "another"
+    origin.write_text(json.dumps(written))
+    (tmp_path / "model.pt").write_bytes(b"of the code before")
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "catlib/training.py" in capsys.readouterr().err
+    assert main([*command, "--if-code-changed", "repeat"]) == 0
+    assert "Judging the best model" in capsys.readouterr().out
+    assert train.load_model(tmp_path), "the weights are those of the new training"
 
 
 def test_minutes_are_measured_once(tmp_path, monkeypatch, capsys):
@@ -156,20 +189,6 @@ def test_a_recipe_suits_the_images(tmp_path, monkeypatch, own_images):
     assert set(train.recipes()) == {"grey", "colour"}
     for recipe in train.recipes().values():
         assert recipe["source"].startswith("first measurements")
-
-
-@pytest.fixture
-def own_images(tmp_path):
-    """A folder of colour images in two classes, which differ in their colour."""
-    generator = torch.Generator().manual_seed(0)
-    for name, channel in (("blue", 2), ("red", 0)):
-        folder = tmp_path / "photos" / name
-        folder.mkdir(parents=True)
-        for number in range(60):
-            pixels = torch.randint(0, 120, (8, 8, 3), generator=generator, dtype=torch.uint8)
-            pixels[..., channel] += 120
-            Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
-    return str(tmp_path / "photos")
 
 
 def test_own_images_and_an_own_model_are_trained_and_judged(

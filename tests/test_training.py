@@ -971,3 +971,35 @@ def test_progress_is_shown(digits, capsys):
     for _ in make(digits, iterations=2):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_frozen_stays_so(digits):
+    """A batch norm in eval mode while the model is in training mode; a whole model in eval mode."""
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+    frozen, free = model[0], model[3]
+    frozen.eval()
+    for whole_in_eval_mode in (False, True):
+        if whole_in_eval_mode:
+            model.eval()
+        before = frozen.running_mean.clone(), free.running_mean.clone()
+        sampler = UniformSampler(digits.y_train, 32)
+        next(Training(model, digits, sampler, PGD(0.1, steps=1), device="cpu"))
+        assert torch.equal(frozen.running_mean, before[0]) != whole_in_eval_mode
+        assert not torch.equal(free.running_mean, before[1])
+
+
+def test_a_sampler_of_other_labels_is_warned_of(digits):
+    """Labels in another order balance nothing; groups of one's own are no mistake."""
+
+    def begin(labels, **options):
+        sampler = CaseSampler(labels, 32, **options)
+        model = build_model("cnn", digits)
+        Training(model, digits, sampler, PGD(0.1), device="cpu")
+
+    with pytest.warns(UserWarning, match=r"another label than the data for \d+ of 1437 examples"):
+        begin(digits.y_train.flip(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        begin(digits.y_train)
+        begin(digits.y_train // 5)
+        begin(digits.y_train.flip(0), class_balanced=False)

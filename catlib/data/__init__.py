@@ -2,7 +2,7 @@
 
 from .augmentation import CropAndFlip, Moves, crop_and_flip
 from .dataset import SUBSETS, Data, subset
-from .loading import CLASSES, KEYS, data_root, find_data, load_data
+from .loading import CLASSES, KEYS, data_root, find_data, is_here, known_file, load_data
 
 __all__ = [
     "CLASSES",
@@ -14,6 +14,8 @@ __all__ = [
     "crop_and_flip",
     "data_root",
     "find_data",
+    "is_here",
+    "known_file",
     "load_data",
     "subset",
 ]

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..checks import kind_of
 
 SUBSETS = ("first", "spread")
 TEST_SHARE = 5  # where nothing says which images are for test, a fifth of every class is
@@ -48,8 +51,8 @@ class Data:
             or self.x_train.dtype != self.x_test.dtype
         ):
             raise ValueError(
-                f"x_train is {_kind(self.x_train)} and x_test is {_kind(self.x_test)}; both must "
-                f"have the same channels, height, width and type."
+                f"x_train is {kind_of(self.x_train)} and x_test is {kind_of(self.x_test)}; both "
+                f"must have the same channels, height, width and type."
             )
 
     @classmethod
@@ -158,7 +161,11 @@ def subset(labels: Tensor, count: int | None, which: str = "first") -> Tensor | 
         which: "first", the first so many; or "spread", evenly over the classes, and within a class
             over its images from the first to the last. A class then has its share of the subset, to
             one image. The first images of a data set may be easier than the others, as in MNIST.
+
+    Raises: ValueError: another word for ``which``.
     """
+    if which not in SUBSETS:
+        raise ValueError(f"the subset is {which!r}; it must be one of {', '.join(SUBSETS)}.")
     n = len(labels)
     if which == "first" or count is None or count >= n:
         return slice(count)
@@ -190,6 +197,12 @@ def split(labels: Tensor) -> tuple[Tensor, Tensor]:
 def _numbered(labels: Tensor, test_labels: Tensor) -> list[str]:
     """The classes "0", "1", ... up to the largest label."""
     largest = max(int(labels.max()), int(test_labels.max()))
+    smallest = min(int(labels.min()), int(test_labels.min()))
+    if smallest > 0:
+        raise ValueError(
+            f"labels go from {smallest} to {largest}, and none is 0; number the classes 0..K-1, as "
+            f"labels - {smallest} does, or name all of them with classes=[...]."
+        )
     if largest >= len(labels):
         raise ValueError(
             f"a label is {largest}, with {len(labels)} training images; number the classes 0..K-1."
@@ -205,17 +218,17 @@ def _check_images(name: str, images: Tensor) -> None:
         )
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
-            f"{name} is {_kind(images)}; it must be (n, C, H, W), with at least one image."
+            f"{name} is {kind_of(images)}; it must be (n, C, H, W), with at least one image."
         )
     _, channels, height, width = images.shape
     if width <= 4 < channels and channels == height:
         raise ValueError(
-            f"{name} is {_kind(images)}, which looks like (n, H, W, C); it must be (n, C, H, W): "
+            f"{name} is {kind_of(images)}, which looks like (n, H, W, C); it must be (n, C, H, W): "
             f"use x.permute(0, 3, 1, 2)."
         )
     if images.dtype not in (torch.uint8, torch.float32):
         raise TypeError(
-            f"{name} is {_kind(images)}; images must be uint8, or float32 in [0, 1] "
+            f"{name} is {kind_of(images)}; images must be uint8, or float32 in [0, 1] "
             f"(Data.from_tensors takes other floats, too)."
         )
     if images.dtype == torch.float32:
@@ -229,13 +242,13 @@ def _check_images(name: str, images: Tensor) -> None:
 
 def _check_labels(name: str, labels: Tensor, n: int, classes: int) -> None:
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = _kind(labels) if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+        kind = kind_of(labels)
         raise TypeError(
             f"{name} is {kind}; labels must be an int64 tensor (labels.long(); Data.from_tensors "
             f"takes other integers, too)."
         )
     if labels.shape != (n,):
-        raise ValueError(f"{name} is {_kind(labels)}; for {n} images it must be ({n},).")
+        raise ValueError(f"{name} is {kind_of(labels)}; for {n} images it must be ({n},).")
     low, high = (int(value) for value in labels.aminmax())
     if not 0 <= low <= high < classes:
         raise ValueError(
@@ -253,7 +266,7 @@ def _as_images(name: str, images: Any) -> Tensor:
         tensor = tensor.to(torch.float32)
     if tensor.dtype not in (torch.uint8, torch.float32):
         raise TypeError(
-            f"{name} is {_kind(tensor)}; images must be bytes (uint8) or floats in [0, 1]."
+            f"{name} is {kind_of(tensor)}; images must be bytes (uint8) or floats in [0, 1]."
         )
     return tensor
 
@@ -262,11 +275,11 @@ def _as_labels(name: str, labels: Any) -> Tensor:
     """(n,) or (n, 1) integers to (n,) int64."""
     tensor = torch.as_tensor(labels)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} is {_kind(tensor)}; labels must be integers.")
+        raise TypeError(f"{name} is {kind_of(tensor)}; labels must be integers.")
     if tensor.ndim == 2 and tensor.shape[1] == 1:
         tensor = tensor.squeeze(1)
     if tensor.ndim != 1 or len(tensor) == 0:
-        raise ValueError(f"{name} is {_kind(tensor)}; labels must be (n,), n > 0.")
+        raise ValueError(f"{name} is {kind_of(tensor)}; labels must be (n,), n > 0.")
     tensor = tensor.long()
     if tensor.min() < 0:
         raise ValueError(f"{name} has the label {tensor.min()}; labels must lie in 0..K-1.")
@@ -298,10 +311,20 @@ def _stacked(name: str, dataset: Items) -> tuple[Tensor, Tensor]:
                 f"resizes them."
             )
         images.append(image)
-        labels.append(int(item[1]))
+        labels.append(_as_label(f"the label of item {index} of {name}", item[1]))
     if not images:
         raise ValueError(f"{name} has no items.")
     return torch.stack(images), torch.tensor(labels)
+
+
+def _as_label(what: str, label: Any) -> int:
+    """The label as an int, from whatever holds one integer."""
+    value = label.tolist() if hasattr(label, "tolist") else label
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{what} is {value!r}; labels must be integers.")
+    return int(value)
 
 
 def _as_image(image: Any) -> Tensor:
@@ -309,8 +332,9 @@ def _as_image(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return image if image.ndim == 3 else image.unsqueeze(0)
     array = torch.from_numpy(np.array(image))
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] > 4:
+        raise ValueError(
+            f"an image is an array of shape {tuple(array.shape)}, which looks like (C, H, W); an "
+            "array must be (H, W, C): give the image as a tensor, torch.from_numpy(image)."
+        )
     return array.permute(2, 0, 1) if array.ndim == 3 else array.unsqueeze(0)
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"

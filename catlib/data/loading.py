@@ -87,7 +87,7 @@ def load_data(name: str | os.PathLike[str], root: str | Path | None = None) -> D
     if name == "digits":
         x_train, y_train, x_test, y_test = _digits()
     else:
-        x_train, y_train, x_test, y_test = _read_known(name, data_root(root) / f"{name}.npz")
+        x_train, y_train, x_test, y_test = _read_known(name, known_file(name, root))
     return Data(
         name,
         channels_first(x_train),
@@ -96,6 +96,16 @@ def load_data(name: str | os.PathLike[str], root: str | Path | None = None) -> D
         labels_of(y_test),
         CLASSES[name],
     )
+
+
+def known_file(name: str, root: str | Path | None = None) -> Path:
+    """Where the file of a data set of the course is, or will be once it is downloaded."""
+    return data_root(root) / f"{name}.npz"
+
+
+def is_here(name: str) -> bool:
+    """Whether a data set of the course can be loaded without a download."""
+    return name == "digits" or known_file(name).exists()
 
 
 def find_data(name: str | os.PathLike[str], root: str | Path | None = None) -> Path | None:

@@ -89,10 +89,18 @@ class BackgroundTraining:
         return max((training.iteration for training in self.trainings.values()), default=0)
 
     def set(self, **settings: Any) -> None:
-        """Change settings of the trials.
+        """Change settings of the trials: one of LIVE or AT_START.
 
         Those in ``live`` count from the next iteration, the others from the next start.
+
+        Raises: ValueError: another setting.
         """
+        for setting in settings:
+            if setting not in self.moves:
+                raise ValueError(
+                    f"{setting} cannot be changed here; what can is {', '.join(self.moves)}. "
+                    "For another setting make a new trial."
+                )
         with self._lock:
             for setting, value in settings.items():
                 for name in self.moves[setting]:

@@ -75,8 +75,8 @@ class FreeTraining(Training):
     and so costs one pass an image. The noise outlives the batch.
 
     Args:
-        arguments: as of :class:`Training`; of the attack, a PGD, only ``epsilon`` and ``steps`` are
-            used.
+        arguments: as of :class:`Training`; of the attack, a PGD, only ``epsilon``, ``steps`` and
+            ``step_size`` are used. The published method steps by epsilon.
         augment: as of :class:`Training`; done once for all replays of a batch.
         options: as of :class:`Training`.
 
@@ -104,10 +104,11 @@ class FreeTraining(Training):
             )
         self._augment_once = augment
         self._replayed: tuple[Tensor, Tensor, Tensor] | None = None
+        self._replays = 0  # of the batch so far; 0 once all of them are made
         self._noise: Tensor | None = None
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self._replayed is None or self.iteration % self.attack.steps == 0:
+        if self._replayed is None or self._replays == 0:
             indices, images, labels = super()._draw()
             if self._augment_once:
                 # here, not in every replay: the noise belongs to these very images
@@ -123,7 +124,8 @@ class FreeTraining(Training):
         recall: Recall | None = None,
         steps: Tensor | None = None,
     ) -> Tensor:
-        if self._noise is None:
+        if self._noise is None or len(self._noise) != len(images):
+            # the first batch, or the sampling number was changed
             self._noise = torch.zeros_like(images)
         return (images + self._noise).clamp_(0, 1)
 
@@ -131,19 +133,24 @@ class FreeTraining(Training):
         self, images: Tensor, adversarial: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         result = super()._update(images, adversarial.requires_grad_(), labels)
-        epsilon = self.attack.epsilon
         assert self._noise is not None and adversarial.grad is not None  # made by _craft, backward
-        self._noise = (self._noise + epsilon * adversarial.grad.sign()).clamp_(-epsilon, epsilon)
+        assert self.attack.step_size is not None, "a PGD has a step size"
+        moved = self._noise + self.attack.step_size * adversarial.grad.sign()
+        self._noise = moved.clamp_(-self.attack.epsilon, self.attack.epsilon)
+        self._replays += 1
+        if self._replays >= self.attack.steps:
+            self._replays = 0
         adversarial.requires_grad_(False)
         adversarial.grad = None
         return result
 
     def state_dict(self) -> dict:
-        own = {"replayed": self._replayed, "noise": self._noise}
+        own = {"replayed": self._replayed, "replays": self._replays, "noise": self._noise}
         return super().state_dict() | copy.deepcopy(own)
 
     def _load(self, state: dict) -> None:
         super()._load(state)
+        self._replays = state["replays"]
         self._replayed = None
         if state["replayed"] is not None:
             indices, images, labels = state["replayed"]

@@ -57,7 +57,7 @@ class Claim:
     tables: tuple[str, ...] = ()  # the best one first
     measure: str = ""
     arguments: dict = field(default_factory=dict)
-    rule: str = ""  # when it holds, where a convention decides that
+    rule: str = ""  # what follows "Holds", where a convention decides that
     asked: str = ""  # the question that it answers at the top of the page; most answer none there
     untested: str = ""  # why nothing in the study tests it
 
@@ -387,16 +387,17 @@ def seconds_an_iteration(records: pd.DataFrame, piece: Piece, margin: float) -> 
     last = ends(records)
     passes = last.passes / last.iteration / piece.trials[0][1].sampling_number
     seconds = last.seconds / last.iteration
-    estimate = ratio(*seconds["CAT"].align(seconds["AT"], join="inner"))
-    cheaper = 100 * (1 - estimate.low)
-    dearer = 100 * (estimate.high - 1)
-    span = f"between {cheaper:.0f} % less and {dearer:.0f} % more"
-    if abs(estimate.low - 1) < margin / 100 and abs(estimate.high - 1) < margin / 100:
-        verdict = Verdict(HOLDS, span)
-    elif estimate.side(1) == "across":
-        verdict = Verdict(NOT_SHOWN, span)
+    cat, at = seconds["CAT"].align(seconds["AT"], join="inner")
+    estimate = ratio(cat, at)
+    words = compare.how_much_faster(ratio(at, cat), cost="seconds an iteration")
+    least = 1 - margin / 100
+    most = 1 + margin / 100
+    if least < estimate.low and estimate.high < most:
+        verdict = Verdict(HOLDS, words)
+    elif estimate.side(1) != "across" and (estimate.low > most or estimate.high < least):
+        verdict = Verdict(CONTRADICTED, words)
     else:
-        verdict = Verdict(CONTRADICTED, span)
+        verdict = Verdict(NOT_SHOWN, words)
     return Answer(verdict, {"ratio": estimate, "passes": {a: passes[a] for a in ("AT", "CAT")}})
 
 
@@ -520,21 +521,12 @@ def come_together(records: pd.DataFrame, piece: Piece) -> Answer:
     return Answer(verdict, {"gaps": gaps, "change": change, "total": total})
 
 
-ALPHAS = {
-    "alpha 0": 0,
-    "alpha 0.25": 0.25,
-    "CAT": 0.5,
-    "alpha 0.75": 0.75,
-    "alpha 0.9": 0.9,
-    "alpha 0.99": 0.99,
-}
-
-
 def best_alpha(records: pd.DataFrame, piece: Piece) -> Answer:
     """Does another alpha than the paper's need more iterations, or fewer?"""
+    alphas = {arm: trial.alpha for arm, trial in piece.trials if arm.startswith("alpha ")}
     ratios = {}
-    for arm, alpha in ALPHAS.items():
-        if arm != "CAT" and arm in set(records.arm):
+    for arm, alpha in sorted(alphas.items(), key=lambda item: item[1]):
+        if arm in set(records.arm):
             ratios[alpha] = overall(records, levels_of(piece), baseline=arm, arm="CAT")
     tested = compare.corrected([one.ratio for one in ratios.values()])
     sides = {f"{alpha:g}": one.side(1) for alpha, one in zip(ratios, tested, strict=True)}

@@ -441,9 +441,9 @@ def overall(
 ) -> Overall:
     """One ratio baseline / arm for several levels.
 
-    For each seed it is the geometric mean over the levels; then the mean over seeds and its
-    interval as ever. A level that some run of the two arms did not reach is left out for all seeds:
-    otherwise the mean would favour the arm whose slow runs never arrive.
+    For each seed that both arms have, it is the geometric mean over the levels; then the mean over
+    seeds and its interval as ever. A level that some run of these did not reach is left out for all
+    seeds: otherwise the mean would favour the arm whose slow runs never arrive.
 
     Args:
         records: of all runs; see :func:`costs`.
@@ -455,6 +455,10 @@ def overall(
         by: the column that tells the arms apart.
     """
     both = records[records[by].isin([baseline, arm])]
+    paired = set(both.seed[both[by] == baseline]) & set(both.seed[both[by] == arm])
+    both = both[both.seed.isin(paired)]
+    if not paired:
+        return Overall(NO_PAIR, (), tuple(levels))
     used = []
     left_out = []
     logarithms = []
@@ -580,8 +584,8 @@ def how_much_faster(estimate: Estimate, arm: str = "CAT", cost: str = "iteration
         arm: the one that the sentence is about.
         cost: what is counted.
     """
-    if estimate.low == estimate.high:
-        return "the same on all seeds, to one check"
+    if estimate.low == estimate.high == 1:
+        return f"the same number of {cost} on every seed, to one check"
     fewest = 100 * (1 - 1 / estimate.high)
     most = 100 * (1 / estimate.low - 1)
     if most < 0:
@@ -593,6 +597,8 @@ def how_much_faster(estimate: Estimate, arm: str = "CAT", cost: str = "iteration
 
 def _span(low: float, high: float) -> str:
     """Two percentages, as "2 to 9", or "up to 9" where the lower one rounds to zero."""
+    if round(low) == round(high):
+        return f"{high:.0f}"
     return f"{low:.0f} to {high:.0f}" if round(low) else f"up to {high:.0f}"
 
 
@@ -738,7 +744,7 @@ def old_weights(rows: pd.DataFrame, one_epoch: float, alpha: float = 0.5) -> dic
     age = max([age for age in measured_ages if age <= one_epoch], default=measured_ages[0])
     at_age = late[late.age == age]
     values = at_age.groupby("seed").within_class.mean()
-    if len(values) < 3:
+    if len(values) == 1:
         values = at_age.within_class
     correlation = mean_interval(values)
     if rows.iteration.max() < one_epoch:

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from packaging.requirements import Requirement
 
-from ..data import CLASSES, data_root
+from ..data import CLASSES, is_here
 from .panel import interactive
 
 INSTALL = "pip install -e '.[notebooks,test]' in the clone, then restart the kernel"
@@ -60,7 +60,7 @@ def _device() -> Row:
 
 
 def _dataset(name: str) -> Row:
-    if name == "digits" or (data_root() / f"{name}.npz").exists():
+    if is_here(name):
         return (f"data: {name}", "found", "ok", "")
     advice = (
         f"not needed by default; load_data('{name}') downloads it, "

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 import catlib
 from catlib import PGD, Data, accuracy, build_model, check_model, load_data, robust_accuracy
-from catlib.attacks import check_count, check_radius
+from catlib.attacks import check_radius
+from catlib.checks import check_count
 from catlib.models import MODELS, check_width
 from catlib.own import check_classifier
 
@@ -42,6 +43,7 @@ AUTOATTACK_PART = 250  # test images in one call of AutoAttack
 AUTOATTACK_NORMS = {"linf": "Linf", "l2": "L2"}
 AUTOATTACK_PASSES = 7900  # forward passes of an image that survives all of it: 111, 928, 1837, 5012
 FEWEST_CLASSES = 4  # that the targeted loss of AutoAttack's second attack can be computed for
+WEIGHTS_OF_A_FOLDER = ("checkpoint.pt", "model.pt")  # of a run, of `catlib train`
 BATCH_COST = 30  # images; of a small model on a CPU, measured at 10 to 100
 FEW_IMAGES = 400  # below, the chance of which images were taken is more than 5 points either way
 NOTABLE = 0.01  # a smaller change of a robust accuracy is no finding
@@ -176,7 +178,7 @@ def judge(
 
     x, y = _test_images(model, data, images)
     autoattack = min(autoattack, len(y))
-    left_out = _what_autoattack_leaves_out(autoattack, len(data.classes))
+    left_out = _what_autoattack_leaves_out(autoattack, len(data.classes), norm, x)
     if not autoattack_is_installed():
         autoattack = 0
     plan = dict(measurements(model, x, y, attack, autoattack=autoattack, seed=seed))
@@ -193,6 +195,7 @@ def judge(
         seed=seed,
         table=_table(values, plan, autoattack),
         findings=(
+            *_findings_of_guessing(values["accuracy"], data.y_test[: len(y)]),
             *_findings_of_few_images(values, attack, autoattack, len(y)),
             *_findings_of_weak_attacks(values, attack, autoattack, model, x, y),
             *findings,
@@ -217,6 +220,18 @@ def _findings_of_check_model(model: nn.Module, images: Tensor) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each finding is also a warning; here it is in the report
         return check_model(model, images)
+
+
+def _findings_of_guessing(accuracy_found: float, labels: Tensor) -> list[str]:
+    """If naming one class for every image would be right as often, the model learned nothing."""
+    commonest = labels.bincount().max().item() / len(labels)
+    if accuracy_found > commonest:
+        return []
+    return [
+        f"accuracy is {accuracy_found:.1%}, and naming the commonest class for every image is "
+        f"right for {commonest:.1%}: the model has learned nothing that counts here, and that it "
+        "is robust means nothing."
+    ]
 
 
 def _findings_of_few_images(
@@ -507,6 +522,8 @@ def _under_autoattack(
         autoattack.fab.n_target_classes = min(9, classes - 1)
         if classes < FEWEST_CLASSES:
             autoattack.attacks_to_run = [a for a in autoattack.attacks_to_run if a != "apgd-t"]
+        if not _square_can_tile(attack.norm, images):
+            autoattack.attacks_to_run = [a for a in autoattack.attacks_to_run if a != "square"]
         adversarial, _ = autoattack.run_standard_evaluation(images, labels, batch_size=500)
     return accuracy(model, adversarial, labels)
 
@@ -519,17 +536,40 @@ def autoattack_is_installed() -> bool:
     return True
 
 
-def _what_autoattack_leaves_out(images: int, classes: int) -> list[str]:
-    if images == 0:
+def _square_can_tile(norm: str, images: Tensor) -> bool:
+    """Whether Square, the last attack of AutoAttack, has a start for images (B, C, H, W).
+
+    In l2 it lays tiles of a fifth of the height from a margin on, as many as the whole side has
+    room for. Where the margin pushes the last one over the edge, as with 12 pixels, it fails.
+    """
+    if norm != "l2":
+        return True
+    height, width = images.shape[2:]
+    tile = height // 5
+    margin = (height - 5 * tile) // 2
+    if tile <= 1:
+        return tile == 1  # a single pixel is laid over no edge
+    return all(margin + side // tile * tile <= side for side in (height, width))
+
+
+def _what_autoattack_leaves_out(number: int, classes: int, norm: str, images: Tensor) -> list[str]:
+    if number == 0:
         return ["AutoAttack, as asked: autoattack is 0."]
     if not autoattack_is_installed():
         return ["AutoAttack: its package is not installed; pip install pyautoattack."]
+    left_out = []
     if classes < FEWEST_CLASSES:
-        return [
+        left_out.append(
             f"the second attack of AutoAttack, APGD-T: its loss needs {FEWEST_CLASSES} classes, "
             f"and the data have {classes}."
-        ]
-    return []
+        )
+    if not _square_can_tile(norm, images):
+        height, width = images.shape[2:]
+        left_out.append(
+            f"the last attack of AutoAttack, Square: in l2 its tiles do not fit into images of "
+            f"{height} x {width} pixels."
+        )
+    return left_out
 
 
 @contextmanager
@@ -655,15 +695,18 @@ def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor]) -
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a file: one that ``torch.save(model.state_dict(), path)`` wrote, or a run's
-    ``checkpoint.pt`` or ``best.pt``. The folder of a run stands for its ``checkpoint.pt``.
+    ``checkpoint.pt`` or ``best.pt``. The folder of a run stands for its ``checkpoint.pt``, that of
+    `catlib train` for its ``model.pt``.
 
     Raises: ValueError: there is no such file, or it has no state dict. No code in it is run.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "checkpoint.pt"
+        # the folder of `catlib train` has the best weights at its top
+        path = next((path / name for name in WEIGHTS_OF_A_FOLDER if (path / name).exists()), path)
     if not path.is_file():
-        raise ValueError(f"there is no file {path} to read weights from.")
+        what = f"{path}, or {', '.join(WEIGHTS_OF_A_FOLDER)} in it" if path.is_dir() else path
+        raise ValueError(f"there is no file {what}, to read weights from.")
     advice = "Write the file with torch.save(model.state_dict(), path)."
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")

@@ -139,7 +139,7 @@ def claim_row(claim: Claim, tables: Tables) -> dict[str, str]:
     if piece:
         model = " with the full ResNet-18" if piece.profile == "paper" else ""
         verdicts.append(f"**not tested**{model}: [`{piece.table}`](#open)")
-    rule = f"<br>*Holds if {claim.rule}.*" if claim.rule else ""
+    rule = f"<br>*Holds {claim.rule}.*" if claim.rule else ""
     return {
         "claim": claim.text + rule,
         "paper": claim.paper,

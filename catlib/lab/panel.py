@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.ticker import EngFormatter
 
-from ..data import CLASSES, data_root
+from ..data import CLASSES, is_here
 from ..training import Record, Training
 from .background import TURN, BackgroundTraining
 from .compare import COSTS
@@ -556,10 +556,9 @@ def _control(name: str, trial: Trial) -> w.Widget:
 
 def _datasets_here(trial: Trial) -> list[str]:
     """The datasets that need no download, and the trial's."""
-    found = []
-    for name in CLASSES:
-        if name in ("digits", trial.dataset) or (data_root() / f"{name}.npz").exists():
-            found.append(name)
+    found = [name for name in CLASSES if name == trial.dataset or is_here(name)]
+    if trial.dataset not in CLASSES:
+        found.append(trial.dataset)  # data of the user's own
     return found
 
 

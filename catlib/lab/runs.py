@@ -52,9 +52,10 @@ from catlib import (
     load_data,
 )
 
-from ..attacks import check_count, check_radius
+from ..attacks import check_radius
+from ..checks import check_count, check_evaluations
 from ..collapse import Guard, GuardedRecord
-from ..data import SUBSETS, data_root, find_data, subset
+from ..data import SUBSETS, find_data, known_file, subset
 from ..evaluation import judging
 from ..files import remove_leftovers, write_whole
 from ..interrupts import deferred_interrupts
@@ -72,6 +73,8 @@ METHODS = ("AT", "CAT")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cyclic")
 CRAFTING = ("pgd", "n-fgsm", "free", "batch mean", "kl")
+# the settings that only crafting "pgd" follows, and what the others do instead
+PGD_ALONE = {"norm": "linf", "restarts": 1, "rule": "sign", "batch_norm": "eval"}
 WATCHED = ("pgd", "n-fgsm", "free", "kl")  # that a guard can make milder
 LOSSES = ("cross-entropy", "trades", "mart")
 MEMORY_BITS = (0, 8, 16)
@@ -202,8 +205,10 @@ class Trial:
             value = getattr(self, field.name)
             if isinstance(value, np.generic):  # a number of NumPy's is taken as Python's
                 value = value.item()
-                object.__setattr__(self, field.name, value)
             _check_type(field.name, value, field.type)
+            if type(value) is int and _is_real(field.type):
+                value = float(value)  # 5 and 5.0 are one setting, and give one id
+            object.__setattr__(self, field.name, value)
         for name, least in LEAST.items():
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least=least)
@@ -241,15 +246,12 @@ class Trial:
                 "images must be left to train on: hold out fewer."
             )
         check_width(self.model, self.width)
-        if self.evaluate_first and not self.evaluate_every:
+        check_evaluations(self.evaluate_every, self.evaluate_first)
+        if self.crafting != "pgd":
+            self._check_crafting()
+        if self.evaluation_rule == "batch mean" and self.norm != "linf":
             raise ValueError(
-                f"evaluate_first is {self.evaluate_first} and evaluate_every is 0, which is never; "
-                "give an evaluate_every of at least 1."
-            )
-        if self.crafting == "kl" and (self.norm != "linf" or self.restarts != 1):
-            raise ValueError(
-                f"norm is {self.norm!r} and restarts is {self.restarts}; the attack of TRADES, "
-                "crafting 'kl', has the norm 'linf' and 1 restart."
+                f"norm is {self.norm!r} with evaluation_rule 'batch mean', which knows 'linf' only."
             )
         if self.schedule == "cyclic" and self.iterations is None:
             raise ValueError("iterations is None; a cyclic schedule must know where it ends.")
@@ -269,6 +271,19 @@ class Trial:
         value = getattr(self, name)
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+
+    def _check_crafting(self) -> None:
+        """Raise ValueError for a setting that PGD would follow and this crafting would ignore."""
+        alone = dict(PGD_ALONE)
+        if self.crafting == "batch mean":
+            alone["step_size"] = None  # its step is the gradient
+        for name, only in alone.items():
+            value = getattr(self, name)
+            if value != only:
+                raise ValueError(
+                    f"{name} is {value!r} with crafting {self.crafting!r}, which has {only!r} "
+                    f"only. Leave {name} out, or use crafting 'pgd'."
+                )
 
     def _check_budget(self) -> None:
         if self.method == "AT":
@@ -364,6 +379,12 @@ def _check_type(name: str, value: Any, annotation: Any) -> None:
     raise TypeError(f"{name} is {value!r}, of type {kind.__name__}; it must be {words}.")
 
 
+def _is_real(annotation: Any) -> bool:
+    """Whether a setting of this type is a real number, for which whole numbers are allowed too."""
+    allowed = typing.get_args(annotation) or (annotation,)
+    return float in allowed and int not in allowed
+
+
 def _as_file_name(name: str) -> str:
     """The end of a name, with "-" for whatever could be special in the name of a folder."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", name)[-40:].strip("-")
@@ -437,7 +458,7 @@ def _data_on(device: torch.device, dataset: str) -> Data:
     """The data of this name on a device, read once as long as their file stays as it is."""
     path = find_data(dataset)
     if path is None and dataset != "digits":
-        path = data_root() / f"{dataset}.npz"
+        path = known_file(dataset)
     if path is not None and not path.is_file():
         return load_data(dataset).to(device)  # a folder of images, or a file to be downloaded first
     written = (path, path.stat().st_mtime_ns, path.stat().st_size) if path is not None else None
@@ -451,13 +472,20 @@ def _data_on(device: torch.device, dataset: str) -> Data:
 def training_attack(trial: Trial) -> PGD | NFGSM | BatchMean | KLAttack:
     """The attack that a trial trains with: its PGD, or what ``crafting`` names."""
     if trial.crafting == "n-fgsm":
-        attack = NFGSM(trial.epsilon, trial.step_size or trial.epsilon)
+        attack = NFGSM(trial.epsilon, _step_of_epsilon(trial))
         return attack if trial.noise is None else replace(attack, noise=trial.noise)
+    if trial.crafting == "free":
+        return PGD(trial.epsilon, _step_of_epsilon(trial), trial.steps)
     if trial.crafting == "batch mean":
         return BatchMean(trial.epsilon, trial.steps)
     if trial.crafting == "kl":
         return KLAttack(trial.epsilon, trial.attack().step_size, trial.steps)
     return replace(trial.attack(), compile=trial.compile)
+
+
+def _step_of_epsilon(trial: Trial) -> float:
+    """The step size of N-FGSM and of free adversarial training: as published, epsilon."""
+    return trial.epsilon if trial.step_size is None else trial.step_size
 
 
 def _first_images(data: Data, train_size: int | None) -> Data:
@@ -796,7 +824,7 @@ def _is_usable(folder: Path, trial: Trial, if_code_changed: str) -> bool:
     """
     if not is_done(folder):
         return False
-    changed = _changed_code(_stretches_of(read_run(folder)), trial.model)
+    changed = _changed_code(_stretches_of(read_run(folder)), trial.model, trial.dataset)
     if changed and if_code_changed == "refuse":
         raise ValueError(_other_code(folder, "finished", changed))
     return not changed or if_code_changed == "reuse"
@@ -807,9 +835,9 @@ def _stretches_of(info: dict[str, Any]) -> list[dict[str, Any]]:
     return info.get("stretches", [info])
 
 
-def _changed_code(stretches: list[dict[str, Any]], model: str) -> list[str]:
-    """Names of the source files that differ now from those of any stretch of a run."""
-    now = code_of(model)
+def _changed_code(stretches: list[dict[str, Any]], model: str, dataset: str) -> list[str]:
+    """Names of the files, of code or data, that differ now from those of any stretch of a run."""
+    now = code_of(model, dataset)
     changed = set()
     for stretch in stretches:
         if "code" not in stretch:
@@ -820,9 +848,10 @@ def _changed_code(stretches: list[dict[str, Any]], model: str) -> list[str]:
 
 def _other_code(folder: Path, state: str, changed: list[str]) -> str:
     return (
-        f"{folder} has a run that was {state} by other code; what differs: {', '.join(changed)}. "
-        "Delete the folder or choose another root to run it anew, or call run(...) with "
-        "if_code_changed='repeat' (put it aside and run anew) or 'reuse' (take it as it is)."
+        f"{folder} has a run that was {state} by other code, or on other data; what differs: "
+        f"{', '.join(changed)}. "
+        "Delete the folder or choose another root to run it anew; or use if_code_changed='repeat' "
+        "(put it aside and run anew) or 'reuse' (take it as it is), in a shell --if-code-changed."
     )
 
 
@@ -832,7 +861,7 @@ def changed_code(folder: str | Path) -> list[str]:
     Raises: ValueError: the run.json cannot be read.
     """
     info = read_run(folder)
-    return _changed_code(_stretches_of(info), info["trial"]["model"])
+    return _changed_code(_stretches_of(info), info["trial"]["model"], info["trial"]["dataset"])
 
 
 @contextmanager
@@ -1068,7 +1097,7 @@ def _new_or_resumed(
     checkpoint = folder / "checkpoint.pt"
     state = _read_checkpoint(checkpoint, trial, training.device) if checkpoint.exists() else None
     if state is not None:
-        changed = _changed_code(state["stretches"], trial.model)
+        changed = _changed_code(state["stretches"], trial.model, trial.dataset)
         if changed and if_code_changed == "refuse":
             raise ValueError(_other_code(folder, "begun", changed))
         if changed and if_code_changed == "repeat":
@@ -1196,7 +1225,7 @@ def provenance(trial: Trial, training: Training) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions,
         "revision": revision(),
-        "code": code_of(trial.model),
+        "code": code_of(trial.model, trial.dataset),
         "command": " ".join(sys.argv),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -1241,7 +1270,7 @@ def read_records(root: str | Path = "runs") -> pd.DataFrame:
             info = read_run(folder)
             records = pd.read_csv(folder / "records.csv").dropna(axis="columns", how="all")
             table = records.assign(id=info["id"], **info["trial"])
-            changed = _changed_code(_stretches_of(info), info["trial"]["model"])
+            changed = changed_code(folder)
         except Exception as error:  # a file from elsewhere can raise nearly anything
             unreadable.append(f"{path} ({error})")
             continue

@@ -1,11 +1,16 @@
-"""Which code made a number: digests of the source files that decide what a run computes."""
+"""Which code and data made a number: digests of the files that decide what a run computes."""
 
 import ast
 import hashlib
 import importlib.util
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import catlib
+from catlib.data import CLASSES, find_data
+
+Digests = Mapping[str, str | None]  # by the name of the file
 
 _PACKAGE = Path(catlib.__file__).parent
 # of the laboratory, what decides a run's numbers
@@ -45,20 +50,50 @@ def _of_catlib() -> dict[str, str]:
 CATLIB = _of_catlib()
 
 
-def code_of(model: str) -> dict[str, str]:
-    """The digest of every source file that decides the numbers of a run, by its name.
+def code_of(model: str, dataset: str = "digits") -> dict[str, str | None]:
+    """The digest of every file that decides the numbers of a run, by its name.
 
     Args:
         model: the name of the run's model. If it is "module:function", a model of one's own, the
             module's file counts too.
+        dataset: the name of the run's data set. If it is the path of data of one's own, these
+            count too; if there is nothing at that path now, their digest is None.
     """
+    digests: dict[str, str | None] = dict(CATLIB)
     module, separator, _ = model.partition(":")
-    if not separator:
-        return CATLIB
-    path = _file_of(module)
-    if path is None:
-        return CATLIB
-    return CATLIB | {module: digest(path.read_text("utf-8"))}
+    path = _file_of(module) if separator else None
+    if path is not None:
+        digests[module] = digest(path.read_text("utf-8"))
+    if dataset not in CLASSES:
+        digests[f"data {dataset}"] = _digest_of_data(dataset)
+    return digests
+
+
+def _digest_of_data(dataset: str) -> str | None:
+    """A digest of the file, or of all files in the folder, of a data set of one's own."""
+    try:
+        place = find_data(dataset)
+    except ValueError:
+        return None
+    assert place is not None, "a data set of the course has no place of its own"
+    if place.is_file():
+        return _digest_of_file(place)
+    whole = hashlib.sha256()
+    for path in sorted(place.rglob("*")):
+        if path.is_file():
+            whole.update(f"{path.relative_to(place).as_posix()} {_digest_of_file(path)}".encode())
+    return whole.hexdigest()[:12]
+
+
+def _digest_of_file(path: Path) -> str:
+    state = path.stat()
+    return _digest_while_unchanged(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _digest_while_unchanged(path: Path, written: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _file_of(module: str) -> Path | None:
@@ -75,6 +110,10 @@ def _file_of(module: str) -> Path | None:
     return Path(found.origin)
 
 
-def differing(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Names of the files whose code is not the same, or that only one side has."""
-    return [name for name in sorted(then | now) if then.get(name) != now.get(name)]
+def differing(then: Digests, now: Digests) -> list[str]:
+    """Names of the files that are not the same, or that only one side has.
+
+    What cannot be looked at now, whose digest is None, is taken to be the same.
+    """
+    names = sorted({*then, *now})
+    return [name for name in names if now.get(name, "") not in (None, then.get(name))]

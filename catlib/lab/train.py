@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from catlib import Data, Record, Training, build_model
 
+from ..checks import check_count
 from ..files import write_whole
 from .batch.engine import Failure, in_words
 from .batch.units import check_folder, from_anywhere
@@ -30,7 +31,6 @@ from .judge import Report, judge, load_named, load_weights, read_epsilon
 from .runs import (
     Trial,
     build_training,
-    is_done,
     is_undone,
     records_of,
     run,
@@ -45,7 +45,8 @@ VALIDATION_SHARE = 10  # one training image in so many is held out
 MOST_CHECKS = 20  # evaluations on the way
 CHECKS_SHARE = 0.2  # of all passes, at most so many for them
 CHECK_STEPS = 20  # of the attack of an evaluation
-CHECK_PASSES = CHECK_STEPS + 2  # each image as it is, its start, and the steps
+# for the accuracy an image as it is; under attack as it is once more, the steps, and where they end
+CHECK_PASSES = 1 + CHECK_STEPS + 2
 FEWEST_ITERATIONS = 10
 RECALIBRATE = 512  # images for the statistics of batch norm
 MEASURED_SECONDS = 5.0  # for the speed, where the time is given
@@ -207,6 +208,9 @@ def train_command(options: Any) -> int:
 
     Raises: ValueError: an argument that cannot be used. Failure: training diverged.
     """
+    check_count("autoattack", options.autoattack, at_least=0)
+    if options.images is not None:
+        check_count("images", options.images, at_least=1)
     data = load_named(options.data)
     request = Request(
         data=from_anywhere(options.data),
@@ -217,6 +221,8 @@ def train_command(options: Any) -> int:
         seed=options.seed,
         device=options.device,
     )
+    if not request.epsilon > 0:
+        raise ValueError(f"epsilon is {request.epsilon:g}; it must be above 0, in units of [0, 1].")
     out = Path(options.out) if options.out is not None else FOLDER / request.name
     trial = plan_of(request, data, out)
     train(trial, out, if_code_changed=options.if_code_changed)
@@ -255,6 +261,7 @@ def plan_of(request: Request, data: Data, out: Path) -> Trial:
         passes = int(60 * request.minutes * speed)
         print(f"{speed:,.0f} passes/s: {passes:,} passes in {request.minutes:g} min", flush=True)
     trial = trial_for(request, data, passes)
+    build_training(trial)  # what cannot be trained is said before the plan is kept
     name = recipe_for(data)
     recipe = recipes()[name]
     print(f"Recipe {name}: {recipe['about']}.\n  By {recipe['source']}.", flush=True)
@@ -289,15 +296,17 @@ def read_plan(path: Path) -> tuple[Request, Trial]:
 def train(trial: Trial, out: Path, *, if_code_changed: str = "refuse") -> None:
     """Run the trial in a folder to its end, and write the best weights to its model.pt.
 
+    A model.pt and a report of a training that is run anew are deleted.
+
     Raises: ValueError: see :func:`run`. Failure: training diverged.
     """
     folder = out / trial.id
-    if is_done(folder) and (out / "model.pt").exists():
-        print(f"The training in {out} is done.", flush=True)
-        return
     news = _News(trial)
 
     def observe(training: Training, record: Record) -> None:
+        if news.first is None:
+            for name in ("model.pt", "report.txt", "report.json"):
+                (out / name).unlink(missing_ok=True)
         save_if_best(training, record, folder / "best.pt")
         news.tell(training, record)
 
@@ -308,6 +317,9 @@ def train(trial: Trial, out: Path, *, if_code_changed: str = "refuse") -> None:
             f"{error} Give another --seed or a smaller --epsilon, or lower learning_rate and use "
             "`catlib batch trial`."
         ) from error
+    if (out / "model.pt").exists():
+        print(f"The training in {out} is done.", flush=True)
+        return
     best = torch.load(folder / "best.pt", weights_only=True)
     training = build_training(trial)
     training.model.load_state_dict(best["model"])
@@ -358,9 +370,13 @@ def _found(record: Record) -> str:
 def judged(
     request: Request, trial: Trial, out: Path, *, autoattack: int, images: int | None
 ) -> str:
-    """The judge's report of the model in a folder, as text; made once, and kept beside it."""
+    """The judge's report of the model in a folder, as text.
+
+    It is kept beside the model, and made anew if other ``images`` or ``autoattack`` are asked for.
+    """
     text = out / "report.txt"
-    if text.exists() and (out / "report.json").exists():
+    asked = {"images": images, "autoattack": autoattack}
+    if text.exists() and _asked_before(out / "report.json") == asked:
         return text.read_text(encoding="utf-8").rstrip()
     print("Judging the best model on the test images ...", flush=True)
     report: Report = judge(
@@ -372,9 +388,18 @@ def judged(
         autoattack=autoattack,
         progress=sys.stderr.isatty(),  # a bar would fill a file with its lines
     )
-    write_whole(out / "report.json", report.to_json().encode())
+    text.unlink(missing_ok=True)  # an older one must not stand beside the new report.json
+    write_json(out / "report.json", {**json.loads(report.to_json()), "asked": asked})
     write_whole(text, f"{report}\n".encode())
     return str(report)
+
+
+def _asked_before(path: Path) -> Any:
+    """What a report.json was asked to measure; None if there is none, or it does not say."""
+    try:
+        return json.loads(path.read_text()).get("asked")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def where_it_is(out: Path) -> str:

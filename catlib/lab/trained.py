@@ -18,7 +18,7 @@ from torch import nn
 
 from catlib import PGD, Data, accuracy, build_model, robust_accuracy
 
-from ..data import data_root
+from ..data import is_here
 from ..files import write_whole
 from .runs import Trial, build_training, records_of, revision
 
@@ -56,7 +56,7 @@ def described(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
 
 def mnist_is_found() -> bool:
     """Whether the images are there for which the models were trained; they are not fetched."""
-    return (data_root() / "mnist.npz").exists()
+    return is_here("mnist")
 
 
 def trained_model(name: str, folder: Path = FOLDER) -> nn.Module:

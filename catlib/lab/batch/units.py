@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ...data import find_data, load_data
 from ..runs import Trial, changed_code, is_done, run, write_json
-from ..sources import CATLIB, differing
+from ..sources import code_of, differing
 from .engine import Failure, free_memory, surroundings_of_this_thread
 from .notebooks import code_in, execute, failure_in_words, parameters_of
 from .parameters import Parameter, parameters_of_trials, unknown_name, values_in
@@ -116,10 +116,14 @@ class NotebookUnit:
 
     @property
     def dataset(self) -> str | None:
+        return self._value_of("dataset")
+
+    def _value_of(self, name: str) -> Any:
+        """What a parameter of the notebook is in this run; None if there is no such parameter."""
         known = parameters_of(self.notebook)
-        if "dataset" not in known:
+        if name not in known:
             return None
-        return self.values.get("dataset", known["dataset"].default)
+        return self.values.get(name, known[name].default)
 
     @property
     def record(self) -> Path:
@@ -128,10 +132,11 @@ class NotebookUnit:
     def is_done(self) -> bool:
         return self.record.exists()
 
-    def code(self) -> dict[str, str]:
-        """What decides the results: a digest of each file of catlib, and one of the notebook."""
+    def code(self) -> dict[str, str | None]:
+        """What decides the results: the files of :func:`code_of`, and the notebook's code."""
         text = code_in(self.notebook)
-        return CATLIB | {self.notebook.name: hashlib.sha256(text.encode()).hexdigest()[:12]}
+        files = code_of(self._value_of("model") or "cnn", self.dataset or "digits")
+        return files | {self.notebook.name: hashlib.sha256(text.encode()).hexdigest()[:12]}
 
     def changed_code(self) -> list[str]:
         return differing(json.loads(self.record.read_text())["code"], self.code())
