@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .checks import kind_of
+
 FIRST_WEIGHT = 1.0  # w_0, of an example that was never drawn (Protocol 1, line 1)
 
 
@@ -17,8 +19,11 @@ def information_gain(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (B, K) with K > 1, on the adversarial examples. Half precision is raised to float32.
         labels: (B,), integers in 0..K-1.
     Returns: (B,), detached.
-    Raises: ValueError: shapes or labels outside what is written here.
+    Raises: TypeError, ValueError: what is no such logits or labels.
     """
+    for name, value in (("logits", logits), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is {kind_of(value)}; it must be a tensor.")
     fits = logits.ndim == 2 and logits.shape[1] > 1 and labels.shape == logits.shape[:1]
     if not fits or labels.is_floating_point():
         raise ValueError(

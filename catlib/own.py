@@ -44,6 +44,11 @@ def _own_function(name: str) -> Callable[[Data], object]:
     function = getattr(module, function_name, None)
     if function is None:
         raise ValueError(f"the module {module_name} has no function {function_name!r}.")
+    if isinstance(function, nn.Module):
+        raise ValueError(
+            f"{name} is a model, {_kind(function)}; it must be a function that returns one, such "
+            f"as `def build(data): return {function_name}`, named {module_name}:build."
+        )
     if not callable(function):
         raise ValueError(
             f"{name} is {_kind(function)}; it must be a function that returns a model."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .attacks import PGD, check_adversarial, check_logits
-from .checks import check_count, check_evaluations
+from .checks import check_count, check_evaluations, kind_of
 from .data import SUBSETS, Data, subset
 from .data.augmentation import MovingAugmentation
 from .evaluation import accuracy, recalibrated, robust_accuracy
@@ -448,6 +448,11 @@ class Training(Iterator[Record]):
             return images, self.memory.recall(indices)
         assert isinstance(self.augment, MovingAugmentation)  # as it was checked
         moves = self.augment.draw(images, self._generator)
+        if not hasattr(moves, "inverse"):
+            raise TypeError(
+                f"augment.draw returned {kind_of(moves)} without inverse(); a memory needs moves "
+                "that can be undone, like those of CropAndFlip."
+            )
         return self._checked(moves(images), images), self.memory.recall(indices, moves)
 
     def _checked(self, augmented: Any, images: Tensor) -> Tensor:
@@ -525,7 +530,7 @@ class Training(Iterator[Record]):
             for module in self._frozen:
                 module.train(False)
             self.optimizer.zero_grad()
-            result = self.loss(self._trained, images[share], adversarial, labels[share])
+            result = self._loss_of(images[share], adversarial, labels[share])
             loss, logits = check_loss(result, len(adversarial), len(self.data.classes))
             loss = self.ranks.weighed(loss, n)
             # a copy, because a CUDA graph writes over its output
@@ -543,6 +548,18 @@ class Training(Iterator[Record]):
         with self.ranks.in_step():
             self.optimizer.step()
         return batch_loss, kept, gain
+
+    def _loss_of(self, images: Tensor, adversarial: Tensor, labels: Tensor) -> Any:
+        """What the loss returns. An error in it is raised with a note about how it is called."""
+        try:
+            return self.loss(self._trained, images, adversarial, labels)
+        except Exception as error:
+            if self.loss is not adversarial_cross_entropy:
+                error.add_note(
+                    "The loss is called as loss(model, images, adversarial, labels) and returns "
+                    "(loss, adversarial_logits); see catlib.training.adversarial_cross_entropy."
+                )
+            raise
 
     def _gradient_norms(self) -> Tensor:
         """The norm of each parameter's gradient."""

@@ -121,6 +121,13 @@ class Returns(nn.Module):
         return self.change(x.flatten(1))
 
 
+class Away:
+    """An augmentation that moves pixels and does not say how to move them back."""
+
+    def draw(self, images, generator):
+        return lambda images: images.roll(1, 2)
+
+
 MEMORY = PerturbationMemory(60, (1, 4, 4), 0.1)
 
 
@@ -1063,6 +1070,28 @@ TABLE = {
         ValueError,
         "'frist'",
         "first, spread",
+    ),
+    "an information gain of NumPy's labels": (
+        lambda: information_gain(torch.zeros(2, 3), np.zeros(2, int)),
+        TypeError,
+        "ndarray",
+        "a tensor",
+    ),
+    "own data: a DataLoader": (
+        lambda: Data.from_dataset(torch.utils.data.DataLoader([(BYTES[0], 0)])),
+        TypeError,
+        "DataLoader",
+        ".dataset",
+    ),
+    "an augmentation whose moves have no way back": (
+        lambda: next(
+            training(
+                memory=PerturbationMemory(1437, (1, 8, 8), 0.1), augment=Away(), attack=PGD(0.1)
+            )()
+        ),
+        TypeError,
+        "function",
+        "inverse()",
     ),
     "a device of another name": (training(device="foo"), ValueError, "'foo'", "'cpu'"),
     "a model that is a function": (

@@ -316,6 +316,11 @@ OWN_MISTAKES = {
     "flat images": ({"x_train": np.ones((40, 64), np.uint8)}, "(n, H, W)"),
     "labels of text": ({"y_train": np.array(["a"] * 40)}, "integers in 0..K-1"),
     "labels of objects": ({"y_train": np.array([{}] * 40, dtype=object)}, "damaged"),
+    "labels from 1 on": (
+        {"y_train": np.arange(40) % 4 + 1, "y_test": np.arange(20) % 4 + 1},
+        "from 1 to 4.*labels - 1",
+    ),
+    "arrays of other names": ({"x_train": None, "images": np.ones(3)}, "lacks x_train; it has"),
     "a label missing": ({"y_train": np.arange(39) % 4}, "40 images"),
     "too few classes": ({"classes": ["a", "b"]}, "0..1"),
     "one class": ({"y_train": np.zeros(40, int), "y_test": np.zeros(20, int)}, "at least 2"),

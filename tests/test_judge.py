@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 number = 3
+itself = nn.Flatten()
 
 
 class Net(nn.Module):
@@ -181,6 +182,7 @@ MISTAKES = {
     "half a name": ("{own}:", "is named module:function"),
     "a module that fails": ("{own}_broken:net", "could not be imported: ModuleNotFoundError"),
     "not a function": ("{own}:number", "is an int; it must be a function"),
+    "a model itself": ("{own}:itself", "is a model, a Flatten; it must be a function that returns"),
     "a function without argument": ("{own}:no_argument", r"define it as no_argument\(data\)"),
     "nothing returned": ("{own}:returns_nothing", "returned None; it must return a torch.nn.Mod"),
     "something else returned": ("{own}:text", "returned a str; it must return a torch.nn.Module"),

@@ -1003,3 +1003,17 @@ def test_a_sampler_of_other_labels_is_warned_of(digits):
         begin(digits.y_train)
         begin(digits.y_train // 5)
         begin(digits.y_train.flip(0), class_balanced=False)
+
+
+def test_an_error_in_a_loss_says_how_a_loss_is_called(digits):
+    training = Training(
+        build_model("cnn", digits),
+        digits,
+        UniformSampler(digits.y_train, 8),
+        PGD(0.1, steps=1),
+        loss=F.cross_entropy,
+        device="cpu",
+    )
+    with pytest.raises(Exception) as caught:
+        next(training)
+    assert "loss(model, images, adversarial, labels)" in "".join(caught.value.__notes__)

@@ -14,10 +14,16 @@ def unpack(
     """The arrays of an .npz file. Raises: ValueError: a damaged file, or a needed array missing."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in needed}
-            arrays |= {key: archive[key] for key in optional if key in archive}
+            there = list(archive)
+            wanted = [*needed, *(key for key in optional if key in there)]
+            arrays = {key: archive[key] for key in wanted if key in there}
     except Exception as error:  # a damaged archive can raise nearly anything
         raise ValueError(f"{path} is damaged or half-written ({error}). {advice}") from error
+    missing = [key for key in needed if key not in arrays]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}; it has {', '.join(there) or 'nothing'}. {advice}"
+        )
     return arrays
 
 

@@ -294,6 +294,11 @@ def _stacked(name: str, dataset: Items) -> tuple[Tensor, Tensor]:
         raise TypeError(
             f"{name} is a {type(dataset).__name__} without a length; make a list of its items."
         ) from error
+    if not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            f"{name} is a {type(dataset).__name__}, whose items have no numbers; give a data set, "
+            "such as a DataLoader's .dataset, or a list of its items."
+        )
     images: list[Tensor] = []
     labels: list[int] = []
     for index in range(n):
