@@ -27,7 +27,7 @@ from catlib.lab.batch.engine import Failure, Pause, Processes, ThisProcess, run_
 from catlib.lab.batch.parameters import Parameter, values_in
 from catlib.lab.batch.table import table_of, telling
 from catlib.lab.paths import DOCS, NOTEBOOKS, README, ROOT
-from catlib.lab.runs import Trial, run
+from catlib.lab.runs import Trial, read_records, run
 from catlib.lab.study import work
 from catlib.lab.study.plan import Piece
 
@@ -138,7 +138,76 @@ def test_a_batch_is_described_by_a_file(tmp_path, capsys, ending):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_range_in_a_yaml_file_is_no_number_of_base_60(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "run: trial\nparameters:\n  seed: 1:5\n  alpha: [0, 0.5]\n  sampling_number: 40\n"
+    )
+    what, given = units.read_sweep(path)
+    values = units.values_for(what, given)
+    assert values["seed"] == [1, 2, 3, 4]
+    assert (values["alpha"], values["sampling_number"]) == ([0, 0.5], [40])
+    path.write_text("run: trial\nparameters:\n")
+    with pytest.raises(ValueError, match="parameters is None; it must be a table"):
+        units.read_sweep(path)
+
+
+def test_each_worker_gets_a_gpu_of_those_that_it_may_use(monkeypatch):
+    monkeypatch.setattr(engine, "gpu_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    given = [engine.surroundings(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    assert given == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7a")
+    given = [engine.surroundings(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    assert given == ["5", "GPU-7a", "5"]
+
+
+def test_a_result_and_a_setting_of_one_name_are_two_columns(tmp_path):
+    """The measured loss of a trial; a notebook's own alpha, run and status."""
+    trial = Trial(**QUICK)
+    folder = run(trial, tmp_path)
+    table = table_of(tmp_path)
+    measured = pd.read_csv(folder / "records.csv").loss.iloc[-1]
+    assert table.loss[0] == pytest.approx(measured)
+    assert table.setting_loss[0] == "cross-entropy"
+    assert "setting_loss" in table.attrs["parameters"]
+    records = read_records(tmp_path)
+    assert records.loss.iloc[-1] == pytest.approx(measured)
+    assert set(records.setting_loss) == {"cross-entropy"}
+
+    rows = "arm,alpha,status\nAT,0.1,fine\nCAT,0.9,late\n"
+    code = f"from pathlib import Path\nPath(output_dir, 'table.csv').write_text({rows!r})"
+    source = notebook(tmp_path / "a.ipynb", code, "alpha = 0.5\noutput_dir = ''")
+    unit = units.NotebookUnit(source, {"alpha": 0.9}, tmp_path / "notebooks")
+    unit.run()
+    table = table_of(tmp_path / "notebooks")
+    assert table.alpha.tolist() == [0.1, 0.9] and table.setting_alpha.tolist() == [0.9, 0.9]
+    assert table.result_status.tolist() == ["fine", "late"] and set(table.status) == {"done"}
+
+
+def test_a_notebook_that_is_run_again_leaves_nothing_of_the_first_time(tmp_path):
+    code = "from pathlib import Path\nPath(output_dir, 'table.csv').write_text('ratio\\n1.5\\n')"
+    source = notebook(tmp_path / "a.ipynb", code, "output_dir = ''")
+    unit = units.NotebookUnit(source, {}, tmp_path / "out")
+    unit.run()
+    assert table_of(tmp_path / "out").ratio.tolist() == [1.5]
+    notebook(tmp_path / "a.ipynb", "2", "output_dir = ''")
+    assert unit.changed_code() == ["a.ipynb"]
+    unit.run()
+    assert "ratio" not in table_of(tmp_path / "out") and not unit.changed_code()
+    notebook(tmp_path / "a.ipynb", "1 / 0", "output_dir = ''")
+    for one in (unit, units.SeriesUnit(source, {}, tmp_path / "series")):
+        one.folder.mkdir(exist_ok=True)
+        one.output.write_text("of an earlier run")
+        with pytest.raises(Failure, match="ZeroDivisionError"):
+            one.run()
+        assert not one.output.exists()
+
+
 REFUSED = [
+    (["trial", "-p", "seed=1,5:3"], "seed: the range 5:3 is empty"),
+    (["trial", "-p", "epsilon=1/0"], "epsilon is 1/0; nothing can be divided by 0"),
+    (["trial", "-p", "alpha=0", "-p", "alpha=0.5"], "alpha is given twice; list its values"),
     (["trial", "-p", "alhpa=0.5"], "no parameter 'alhpa' (did you mean 'alpha'?)"),
     (["trial", "-p", "eps=0.1"], "no parameter 'eps' (did you mean 'epsilon'?)"),
     (["trial", "-p", "epsilon=8"], "epsilon is 8; in the linf ball"),
@@ -150,7 +219,7 @@ REFUSED = [
     (["trial", "-p", "dataset=mnits"], "'mnits' cannot be used"),
     (["trial", "-p", "dataset=../x"], "cannot"),
     (["trial", "-p", "alpha"], "write NAME=VALUES"),
-    (["trial", "-p", "seed=5:5"], "seed has no values"),
+    (["trial", "-p", "seed=5:5"], "seed: the range 5:5 is empty"),
     (["trial", "--shard", "5/4"], "shard is '5/4'"),
     (["nowhere.ipynb"], "there is no notebook nowhere.ipynb"),
     (["training"], "neither 'trial', nor a notebook"),

@@ -268,8 +268,11 @@ def passes_to(runs, level):
 def test_what_the_memory_saves_is_what_the_table_says(name):
     """On the claims page beside the best rival and PGD-10; on the README for the hardest data."""
     table = TABLES[name]
-    largest = table[table.budget == table.budget.max()].groupby("arm").final_robust_accuracy
-    means = largest.mean()
+    arms = table.groupby("budget").arm.nunique()
+    compared = table[table.budget == max(arms.index[arms == arms.max()])]
+    means = compared.groupby("arm").final_robust_accuracy.mean()
+    largest = table[table.budget == table.groupby("arm").budget.transform("max")]
+    largest = largest.groupby("arm").final_robust_accuracy
     rivals = means[[arm for arm in means.index if not arm.startswith("remembered")]]
     page = (RESULTS / "README.md").read_text(encoding="utf-8")
     for rival in (rivals.idxmax(), "PGD-10"):
@@ -288,7 +291,8 @@ def test_what_the_memory_saves_is_what_the_table_says(name):
         said = float(re.search(r"takes (?:at least )?([\d.]+) \[", sentence)[1])
         assert said == pytest.approx(factor, abs=0.0051)
         if rival == rivals.idxmax() and name == next(n for n in pages.FRONTIERS if n in TABLES):
-            assert f"{factor:.1f} times as many passes" in front()
+            words = rf"to {100 * level:.0f} % robust accuracy `{rival}`.* takes {factor:.1f} \["
+            assert re.search(words, front())
         assert ("needs fewer: holds" in sentence) == (t_interval(logs)[1] > 0)
 
 

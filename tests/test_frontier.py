@@ -173,6 +173,24 @@ def test_sentences_compare_with_the_best_rival_and_with_plain_training():
     assert len(frontier.sentences(runs)) == 2, "plain training is the best rival"
 
 
+def test_the_rival_is_chosen_where_most_arms_were_run():
+    """PGD-2 alone has a larger budget, and N-FGSM is better where both were run."""
+    runs = pairs_of(2.0, 2.1)
+    weak = [row for seed in range(8) for row in curve("PGD-2", seed, shift=-0.02)]
+    strong = [row for seed in range(8) for row in curve("N-FGSM", seed, shift=0.02)]
+    both = pd.concat([runs, pd.DataFrame([*weak, *strong])], ignore_index=True)
+    most = both.budget.max()
+    longer = both[(both.arm == "PGD-2") & (both.budget == most)]
+    longer = longer.assign(budget=4 * most, passes=4 * longer.passes, final_robust_accuracy=0.9)
+    table = pd.concat([both, longer], ignore_index=True)
+    assert frontier.compared_budget(table) == most
+    assert frontier.best_rival(table) == "N-FGSM"
+    first = frontier.sentences(table)[0]
+    assert first.startswith(f"With {most:,} passes, the most that nearly all were given, `rem")
+    gap = frontier.at_the_end(table, "remembered", "N-FGSM")
+    assert gap.value == frontier.at_the_end(both, "remembered", "N-FGSM").value
+
+
 def test_an_ablation_takes_the_difference_to_the_arm_without_the_addition():
     runs = pairs_of(1.5)
     added = runs[runs.arm == "remembered"].assign(arm="remembered, steps by weight")

@@ -252,6 +252,28 @@ def test_what_won_is_written_and_taken_by_the_frontier(tmp_path, chosen_file, ca
     assert work.why_unchosen(piece("mnist_frontier_0.1", "cpu"))
 
 
+def test_what_was_chosen_stays_where_its_table_is_not_there(tmp_path, chosen_file, capsys):
+    write(SEARCH, table_of(SEARCH, best=3), tmp_path)
+    assert main(["study", "--choose", "--results", str(tmp_path)]) == 0
+    before = chosen_file.read_text()
+    other = piece("mnist_search_0.1", "cpu")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    write(other, table_of(other, best=1), elsewhere)
+    capsys.readouterr()
+    assert main(["study", "--choose", "--results", str(elsewhere)]) == 0
+    assert "cpu_mnist_search_0.3: there is no table yet; what was chosen before is kept" in (
+        capsys.readouterr().out
+    )
+    both = tomllib.loads(chosen_file.read_text())["cpu"]
+    assert set(both) == {"mnist_search_0.3", "mnist_search_0.1"}
+    assert both["mnist_search_0.3"] == tomllib.loads(before)["cpu"]["mnist_search_0.3"]
+    (elsewhere / f"{other.table}.csv").unlink()
+    kept = chosen_file.read_text()
+    assert main(["study", "--choose", "--results", str(elsewhere)]) == 2
+    assert chosen_file.read_text() == kept
+
+
 def test_a_frontier_without_a_choice_says_what_to_run_first(tmp_path, chosen_file, capsys):
     places = {"runs": tmp_path / "runs", "results": tmp_path}
     with pytest.raises(ValueError, match=r"--piece cifar10_search`, then `catlib study --choose`"):

@@ -189,6 +189,15 @@ def test_no_page_shows_a_folder_of_the_machine(tmp_path):
     assert "/data/of/ann" in source.read_text(), "the notebook itself is left as it is"
 
 
+def test_a_home_that_is_the_root_of_all_folders_changes_no_slash(tmp_path, monkeypatch):
+    """As in a container whose user has no entry."""
+    monkeypatch.setenv("HOME", "/")
+    told = "epsilon is 8/255, see https://example.org/a"
+    stream = new_output("stream", text=told)
+    source = write(tmp_path / "00_a.ipynb", new_code_cell("f()", outputs=[stream]))
+    assert told in built(tmp_path / "site", source)("00_a").main.get_text()
+
+
 def test_printed_columns_are_not_broken_into_lines_and_sentences_are(tmp_path):
     assert site.holds_columns("name   value\nAT     1\nCAT    2")
     assert not site.holds_columns("A long sentence.  Another.\nA third.")

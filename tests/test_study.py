@@ -344,6 +344,31 @@ def test_a_study_begun_anew_does_not_replace_a_table_of_more_runs_by_its_first(
     assert set(read(path).seed) == {9}
 
 
+def test_a_table_is_not_replaced_by_one_of_as_many_other_runs(tmp_path, capsys, study):
+    """As where each seed is run on another machine, from an empty folder of runs."""
+    one = quick(piece("audit"))
+    two_seeds = tuple((arm, replace(t, seed=seed)) for seed in (0, 1) for arm, t in one.trials)
+    one = replace(one, trials=two_seeds)
+    path = tmp_path / f"{one.table}.csv"
+    for seed in (0, 1):
+        for _, trial in one.trials:
+            if trial.seed == seed:
+                run(trial, tmp_path / f"runs{seed}")
+                tables.write_table(one, tmp_path / f"runs{seed}", tmp_path)
+    assert set(read(path).seed) == {0}
+    assert capsys.readouterr().out.count("stays as it is") == 1
+    for _, trial in one.trials:
+        run(trial, tmp_path / "runs0")
+    tables.write_table(one, tmp_path / "runs0", tmp_path)
+    assert set(read(path).seed) == {0, 1}
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_no_time_at_all_is_no_limit(tmp_path, minutes):
+    with pytest.raises(ValueError, match=r"minutes is .*; it must be a number above 0"):
+        work.study("smoke", ["tables"], runs=tmp_path, results=tmp_path, minutes=minutes)
+
+
 def test_similarity_is_measured_on_runs_of_its_own_and_once(tmp_path, study):
     one = quick(piece("similarity"))
     assert study(one)
@@ -432,6 +457,16 @@ def test_the_finals_of_a_long_run_are_measured_once_and_kept_as_they_come(
     stamp = kept.stat().st_mtime_ns
     assert study(long, finals)
     assert kept.stat().st_mtime_ns == stamp
+    with monkeypatch.context() as patched:  # the table, on a machine without AutoAttack
+        patched.setattr(units, "autoattack_is_installed", lambda: False)
+        patched.setattr(work, "autoattack_is_installed", lambda: False)
+        assert study(long, finals)
+    assert read(tmp_path / "smoke_finals.csv").autoattack[0] == table.autoattack[0]
+    [(_, trial)] = long.trials
+    other = units.FinalUnit(
+        trial, tmp_path / "runs", model="best", options=finals.options | {"restarts": 50}
+    )
+    assert not other.is_done(), "what was measured with other options is no answer"
 
 
 def test_two_processes_measure_a_final_model_once(tmp_path, monkeypatch, study):

@@ -416,12 +416,18 @@ def batch_asked_for(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise ValueError("say what to run: trial, a notebook, or a .toml or .yaml file")
     what = options.what
     given: dict[str, Any] = {}
+    named: set[str] = set()
     if Path(what).suffix in (".toml", ".yaml", ".yml"):
         what, given = read_sweep(Path(what))
     for text in options.parameter:
         name, _, listed = text.partition("=")
         if not listed:
             raise ValueError(f"-p {text}: write NAME=VALUES, as in -p alpha=0,0.5,0.9")
+        if name in named:
+            raise ValueError(
+                f"-p {text}: {name} is given twice; list its values, as in -p {name}=A,B"
+            )
+        named.add(name)
         given[name] = listed
     return what, given
 

@@ -149,18 +149,33 @@ def level_of(table: pd.DataFrame, arm: str, metric: str = METRIC) -> float:
     return math.floor(100 * ends[metric].min() + 1e-9) / 100
 
 
+def compared_budget(table: pd.DataFrame) -> int:
+    """At which budget arms are compared: the largest of those that the most arms were given.
+
+    A larger one that only some were given would leave out the others, however good they are.
+    """
+    arms = table.groupby("budget").arm.nunique()
+    return int(arms.index[arms == arms.max()].max())
+
+
 def best_rival(table: pd.DataFrame, metric: str = METRIC) -> str:
-    """Of the arms without a memory the one with the highest mean at the largest budget."""
-    ends = table[(table.budget == table.budget.max()) & ~table.arm.str.startswith(OURS)]
-    return ends.groupby("arm", sort=False)[metric].mean().idxmax()
+    """Of the arms without a memory the one with the highest mean at :func:`compared_budget`."""
+    at_it = table[(table.budget == compared_budget(table)) & ~table.arm.str.startswith(OURS)]
+    return at_it.groupby("arm", sort=False)[metric].mean().idxmax()
 
 
 def at_the_end(table: pd.DataFrame, arm: str, other: str, metric: str = METRIC) -> Estimate:
-    """The robust accuracy of an arm less that of another, at the largest budget of both."""
+    """The robust accuracy of an arm less that of another, at :func:`compared_budget`.
+
+    If one of the two was not given that budget, it is the largest of both.
+    """
     mine = table[table.arm == arm].set_index(["budget", "seed"])[metric]
     theirs = table[table.arm == other].set_index(["budget", "seed"])[metric]
     shared = set(mine.index.unique("budget")) & set(theirs.index.unique("budget"))
-    return difference(mine[max(shared)], theirs[max(shared)])
+    budget = compared_budget(table)
+    if budget not in shared:
+        budget = max(shared)
+    return difference(mine[budget], theirs[budget])
 
 
 @dataclass(frozen=True)
@@ -208,8 +223,8 @@ def saved(table: pd.DataFrame, arm: str, other: str, metric: str = METRIC) -> Sa
 def sentences(table: pd.DataFrame, arm: str = OURS, metric: str = METRIC) -> list[str]:
     """What a frontier says: an arm beside the best rival and beside PGD-10, in three sentences.
 
-    The arm is named beforehand, and the rival is the best of all by the table itself, so that the
-    choice can only be in the rival's favour.
+    The arm is named beforehand, and the rival is the best of all by the table itself, where most of
+    them were run, so that the choice can only be in the rival's favour.
 
     Args:
         table: as of :func:`by_budget`.
@@ -217,14 +232,15 @@ def sentences(table: pd.DataFrame, arm: str = OURS, metric: str = METRIC) -> lis
         metric: a column of accuracies in [0, 1].
     """
     rival = best_rival(table, metric)
-    budget = table.budget.max()
+    budget = compared_budget(table)
+    given = "" if budget == table.budget.max() else ", the most that nearly all were given,"
     ends = table[table.budget == budget].groupby("arm")[metric].mean()
     gap = at_the_end(table, arm, rival, metric)
     more = judged(gap, how_much_better(gap, arm))
     found = [
-        f"With {budget:,} passes `{arm}` ends at {100 * ends[arm]:.1f} % robust accuracy, and the "
-        f"best of its rivals, `{rival}`, at {100 * ends[rival]:.1f} %: {gap.as_points()} points; "
-        f"that `{arm}` is more robust: {more}."
+        f"With {budget:,} passes{given} `{arm}` ends at {100 * ends[arm]:.1f} % robust accuracy, "
+        f"and the best of its rivals, `{rival}`, at {100 * ends[rival]:.1f} %: "
+        f"{gap.as_points()} points; that `{arm}` is more robust: {more}."
     ]
     for other in dict.fromkeys([rival, STRONGEST]):
         if other in set(table.arm):
@@ -241,7 +257,7 @@ def sentences(table: pd.DataFrame, arm: str = OURS, metric: str = METRIC) -> lis
 def ablation(table: pd.DataFrame, baseline: str = OURS, metric: str = METRIC) -> pd.DataFrame:
     """What each addition to an arm brings: those whose name begins with it, less the arm itself.
 
-    Returns: a row an addition: arm, gap (an :class:`Estimate` at the largest budget of both),
+    Returns: a row an addition: arm, gap (an :class:`Estimate` of :func:`at_the_end`),
         verdict (whether it is more robust than the baseline).
     """
     rows = []

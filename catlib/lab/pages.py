@@ -478,7 +478,8 @@ FRONTIER = one_line("""
     robust accuracy at the end? "Remembered" begins one step where the last attack on the same
     image ended, which needs a byte of memory a pixel; three additions use CAT's weights. Every way
     was tuned by as many random settings, at one budget, judged on held-out training images, and the
-    rival in the sentences is the one that ends highest in the table. The columns are budgets;
+    rival in the sentences is the one that ends highest at the largest budget that the most ways
+    were given. The columns are budgets;
     the checks of a guard against catastrophic overfitting (the sudden loss of robustness to which
     few-step attacks are prone) come on top of them and count in the ratios. Lesson 09 explains it.
 """)
@@ -544,14 +545,20 @@ def frontiers(tables: Tables) -> dict:
 def frontier_rows(table: pd.DataFrame) -> pd.DataFrame:
     """A row an arm: its robust accuracy with each budget; what an addition to the memory brings."""
     found = frontier.by_budget(table)
+    runs = table.groupby(["arm", "budget"]).seed.nunique()
+    compared = frontier.compared_budget(table)
     gaps = {row.arm: row.gap for row in frontier.ablation(table).itertuples()}
     rows = []
     for arm, own in found.groupby("arm", sort=False):
         row = {"arm": arm}
         for at in own.itertuples():
-            interval = f"{100 * at.mean:.1f} % [{100 * at.low:.1f}, {100 * at.high:.1f}]"
-            row[f"{at.budget:,} passes"] = interval
-        row["largest budget: difference to `remembered`"] = points(gaps[arm]) if arm in gaps else ""
+            text = f"{100 * at.mean:.1f} % [{100 * at.low:.1f}, {100 * at.high:.1f}]"
+            begun = runs[arm, at.budget]
+            if at.seeds < begun:
+                text += f" ({at.seeds} of {begun} seeds; the others diverged)"
+            row[f"{at.budget:,} passes"] = text
+        difference = points(gaps[arm]) if arm in gaps else ""
+        row[f"{compared:,} passes: difference to `remembered`"] = difference
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 

@@ -22,7 +22,7 @@ import types
 import typing
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -1254,6 +1254,8 @@ def revision() -> str:
 def read_records(root: str | Path = "runs") -> pd.DataFrame:
     """Every record of every finished run in a folder, with the run's id and settings as columns.
 
+    A setting with the name of something measured, such as loss, is called setting_loss.
+
     A warning names the runs that cannot be read, which are left out, and those of other code than
     this one, which are not. Runs that were put aside are left out.
     """
@@ -1269,7 +1271,8 @@ def read_records(root: str | Path = "runs") -> pd.DataFrame:
                 continue
             info = read_run(folder)
             records = pd.read_csv(folder / "records.csv").dropna(axis="columns", how="all")
-            table = records.assign(id=info["id"], **info["trial"])
+            settings = settings_beside(records, info["trial"])
+            table = records.assign(id=info["id"], **settings)
             changed = changed_code(folder)
         except Exception as error:  # a file from elsewhere can raise nearly anything
             unreadable.append(f"{path} ({error})")
@@ -1288,6 +1291,15 @@ def read_records(root: str | Path = "runs") -> pd.DataFrame:
     if not tables:
         return pd.DataFrame()
     return pd.concat(tables, ignore_index=True)
+
+
+def settings_beside(measured: Iterable[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings for a table that has these measured columns.
+
+    A setting with the name of something measured, such as loss, is called setting_loss.
+    """
+    taken = set(measured)
+    return {f"setting_{name}" if name in taken else name: v for name, v in settings.items()}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -316,7 +316,9 @@ def _hide_machine_paths(node) -> None:
 
     They come from papermill's parameters, such as output_dir, and from what a cell printed.
     """
-    shorter = {f"{ROOT}/": "", str(ROOT): ".", str(Path.home()): "~"}
+    shorter = {f"{ROOT}/": "", str(ROOT): "."}
+    if Path.home() != Path("/"):  # as in a container without a user of this number
+        shorter[str(Path.home())] = "~"
     for cell in node.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             shorter |= _absolute_paths(cell.source)

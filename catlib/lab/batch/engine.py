@@ -385,11 +385,14 @@ def end_with_parent() -> None:
 
 def surroundings(slot: int) -> dict[str, str]:
     """Environment of a worker: one thread, as many results depend on their number; its own GPU."""
-    variables = {"OMP_NUM_THREADS": "1"}
+    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     gpus = gpu_count()
     if gpus > 1:
-        variables["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
-    return {name: os.environ.get(name, value) for name, value in variables.items()}
+        # those that this process may use, as a scheduler names them, or all by their numbers
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = [name.strip() for name in visible.split(",")] if visible else range(gpus)
+        variables["CUDA_VISIBLE_DEVICES"] = str(names[slot % gpus])
+    return variables
 
 
 @contextmanager

@@ -238,6 +238,11 @@ def values_in(text: str, parameter: Parameter) -> list[Any]:
         whole_numbers = re.fullmatch(r"(-?\d+):(-?\d+)(?::(-?\d+))?", part)
         if whole_numbers and str not in parameter.kinds:
             start, stop, step = (int(number or 1) for number in whole_numbers.groups())
+            if step == 0 or not range(start, stop, step):
+                raise ValueError(
+                    f"{parameter.name}: the range {part} is empty; START:STOP counts from START to "
+                    "before STOP, and START:STOP:STEP by STEP."
+                )
             values += range(start, stop, step)
         else:
             values.append(value_of(part, parameter))
@@ -272,6 +277,8 @@ def value_of(text: str, parameter: Parameter) -> Any:
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     fraction = re.fullmatch(r"([\d.]+)/([\d.]+)", text)
+    if fraction and float(fraction[2]) == 0:
+        raise ValueError(f"{parameter.name} is {text}; nothing can be divided by 0.")
     if fraction:
         return float(fraction[1]) / float(fraction[2])
     try:

@@ -1,30 +1,35 @@
 """One table of all runs below a folder, joined with their parameters."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..runs import REPLACED
+from ...training import Record
+from ..runs import REPLACED, settings_beside
 
 
 def table_of(root: Path) -> pd.DataFrame:
     """A row a run: its name, its status, its parameters, and what came out.
 
     Of a trial that is its last record and what was measured at its end; of a notebook the rows of
-    its ``table.csv``, if it wrote one. A run.json that cannot be read is a row that says so.
+    its ``table.csv``, if it wrote one. A run.json that cannot be read is a row that says so. A
+    parameter with the name of a result, such as loss, is called setting_loss; a result called
+    "run" or "status" is called result_run or result_status.
 
     Returns: the table, whose ``attrs["parameters"]`` are the names of the parameters.
     """
     tables = []
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, None] = {}
     for path in sorted([*root.glob("*/run.json"), *root.glob("*/notebook.json")]):
         if REPLACED in path.parent.name:
             continue
         try:
-            tables.append(rows_of(path))
-            parameters |= parameters_in(json.loads(path.read_text()))
+            rows, names = rows_of(path)
+            tables.append(rows)
+            parameters |= dict.fromkeys(names)
         except Exception as error:  # a foreign or damaged file must not hide the other runs
             bad = {"run": path.parent.name, "status": "unreadable", "error": str(error)}
             tables.append(pd.DataFrame([bad]))
@@ -41,17 +46,21 @@ def parameters_in(info: dict) -> dict[str, Any]:
     return info["trial"] if "trial" in info else info["parameters"]
 
 
-def rows_of(path: Path) -> pd.DataFrame:
+def rows_of(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of a run, and the names that its parameters have in them."""
     folder = path.parent
     info = json.loads(path.read_text())
     parameters = parameters_in(info)
     if (folder / "error.txt").exists():
-        return pd.DataFrame([failed(folder) | parameters])
-    known = {"run": folder.name, "status": info["status"]} | parameters
+        measured = [field.name for field in fields(Record)] if "trial" in info else []
+        settings = settings_beside(measured, parameters)
+        return pd.DataFrame([failed(folder) | settings]), list(settings)
     results = trial_results(folder, info) if "trial" in info else notebook_results(folder, info)
+    results = results.rename(columns={name: f"result_{name}" for name in ("run", "status")})
+    settings = settings_beside(results, parameters)
+    known = {"run": folder.name, "status": info["status"]} | settings
     left = pd.DataFrame([known.values()] * len(results), columns=list(known), index=results.index)
-    new = [name for name in results.columns if name not in known]
-    return left.join(results[new])
+    return left.join(results), list(settings)
 
 
 def failed(folder: Path) -> dict[str, str]:

@@ -146,6 +146,9 @@ class NotebookUnit:
         values = dict(self.values)
         if "output_dir" in parameters_of(self.notebook):
             values.setdefault("output_dir", str(self.folder.resolve()))
+        for old in (self.output, self.folder / "table.csv"):
+            old.unlink(missing_ok=True)  # lest an earlier run's results pass for this one's
+        code = self.code()  # before it runs, as a notebook may be edited meanwhile
         started = time.perf_counter()
         execute_or_fail(self.notebook, self.output, values, self.cell_timeout)
         info = {
@@ -153,7 +156,7 @@ class NotebookUnit:
             "notebook": self.notebook.name,
             "parameters": self.values,
             "seconds": round(time.perf_counter() - started, 2),
-            "code": self.code(),
+            "code": code,
         }
         write_json(self.record, info)
 
@@ -184,6 +187,7 @@ class SeriesUnit:
         return self.output.with_suffix(".error.txt")
 
     def run(self) -> None:
+        self.output.unlink(missing_ok=True)  # lest an earlier run's page pass for this one's
         execute_or_fail(self.notebook, self.output, self.values, self.cell_timeout)
 
 
@@ -251,12 +255,7 @@ def read_sweep(path: Path) -> tuple[str, dict[str, Any]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".toml":
-            content = tomllib.loads(text)
-        else:
-            import yaml
-
-            content = yaml.safe_load(text)
+        content = tomllib.loads(text) if path.suffix == ".toml" else _yaml(text)
     except Exception as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or set(content) != {"run", "parameters"}:
@@ -264,10 +263,32 @@ def read_sweep(path: Path) -> tuple[str, dict[str, Any]]:
             f"{path} must have two entries: run, which is trial or the path of a notebook, "
             "and parameters, a table of names and values"
         )
+    if not isinstance(content["parameters"], dict):
+        raise ValueError(
+            f"{path}: parameters is {content['parameters']!r}; it must be a table of names and "
+            "values, such as alpha: [0, 0.5]"
+        )
     what = content["run"]
     if what != TRIAL:
         what = str(path.parent / what)
     return what, content["parameters"]
+
+
+def _yaml(text: str) -> Any:
+    """What a YAML text says, but for a whole number with a colon, which stays as it is written.
+
+    YAML 1.1 takes 1:5 for a number of base 60, here 65; in a sweep it is a range.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_yaml_int(self, node):
+            if ":" in node.value:
+                return node.value
+            return super().construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    return yaml.load(text, Loader)
 
 
 def units_for(

@@ -1,5 +1,6 @@
 """Which settings won the searches: from their tables to chosen.toml, which later pieces read."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +48,44 @@ def _plain(value: Any, law: dict[str, Any]) -> Any:
     return float(value)
 
 
+def searches() -> list[Piece]:
+    """The searches of all profiles."""
+    return [piece for name in profiles() for piece in pieces_of(name) if piece.kind == "search"]
+
+
 def choices_text(results: Path) -> tuple[str, list[str]]:
-    """What chosen.toml must say by the tables in a folder; and sentences on what is left out."""
+    """What chosen.toml must say by the tables in a folder; and sentences on what is left out.
+
+    A search that is left out keeps what was chosen before.
+    """
     parts = [HEAD]
     left_out = []
-    searches = [piece for name in profiles() for piece in pieces_of(name) if piece.kind == "search"]
-    for piece in searches:
+    before = _parts_of(CHOSEN.read_text(encoding="utf-8")) if CHOSEN.exists() else {}
+    for piece in searches():
         path = results / f"{piece.table}.csv"
         table = measured(piece.table, results)
-        if table is None:
-            left_out.append(f"{piece.table}: there is no table yet; {piece.command}")
-        elif runs_in(path) < len(piece.trials):
-            left_out.append(
-                f"{piece.table}: {runs_in(path)} of {len(piece.trials)} runs are done; "
-                f"{piece.command}"
-            )
-        else:
+        if table is not None and runs_in(path) >= len(piece.trials):
             parts.append(_part(piece, table))
+            continue
+        there = "there is no table yet"
+        if table is not None:
+            there = f"{runs_in(path)} of {len(piece.trials)} runs are done"
+        kept = ""
+        if piece.table in before:
+            parts.append(before[piece.table])
+            kept = "; what was chosen before is kept"
+        left_out.append(f"{piece.table}: {there}{kept}; {piece.command}")
     return "\n".join(parts), left_out
+
+
+def _parts_of(text: str) -> dict[str, str]:
+    """The parts of a chosen.toml, each with the comment that begins it, by the table it is from."""
+    parts = {}
+    for part in text.split("\n\n"):
+        found = re.match(r"# from (\w[\w.]*)\.csv,", part)
+        if found:
+            parts[found[1]] = part.rstrip() + "\n"
+    return parts
 
 
 def _part(piece: Piece, table: pd.DataFrame) -> str:
@@ -88,7 +109,7 @@ def choose(results: Path) -> list[str]:
     Raises: ValueError: no search is done.
     """
     text, left_out = choices_text(results)
-    if text == HEAD:
+    if len(left_out) == len(searches()):
         raise ValueError(
             f"no search in {results} is done, so nothing can be chosen: {'; '.join(left_out)}"
         )

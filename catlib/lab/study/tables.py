@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ...files import write_whole
-from ..runs import Trial, is_done
+from ..runs import Trial, is_done, settings_beside
 from .plan import Piece, budget_of, searched_settings
 from .ranges import SEARCH_SEED
 
@@ -140,9 +140,7 @@ def rows_of(piece: Piece, finished: list[Finished]) -> pd.DataFrame:
         for name, value in one.info["final"].items():
             records[f"final_{name}"] = [None] * (len(records) - 1) + [round(value, 4)]
         names = {"arm": one.arm, "seed": one.trial.seed}
-        for name in varying:
-            column = f"setting_{name}" if name in records else name
-            names[column] = getattr(one.trial, name)
+        names |= settings_beside(records, {name: getattr(one.trial, name) for name in varying})
         tables.append(pd.DataFrame(names, index=records.index).join(records))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -162,15 +160,16 @@ def write_result(
 ) -> None:
     """Write the table below its header.
 
-    A table of some of a piece's runs never replaces one of more of them.
+    A table of some of a piece's runs never replaces one that has others of them.
     """
     path = results / f"{piece.table}.csv"
     complete = len(finished) == len(piece.trials)
-    there = runs_in(path)
-    if there > len(finished) and not complete:
-        if len(finished) == 1:  # said once, not after every run
+    if not complete and _would_be_lost(path, table):
+        if path not in _told:  # said once, not after every run
+            _told.add(path)
             print(
-                f"{path.name} stays as it is, of {there} runs, until this study has as many",
+                f"{path.name} stays as it is, of {runs_in(path)} runs, until this study has all "
+                "of these",
                 flush=True,
             )
         return
@@ -180,6 +179,21 @@ def write_result(
     text = "".join(f"# {line}\n" for line in head)
     text += table.to_csv(index=False, lineterminator="\n")
     write_whole(path, text.encode())
+
+
+_told: set[Path] = set()  # tables of which this process has said that they stay
+
+
+def _would_be_lost(path: Path, table: pd.DataFrame) -> bool:
+    """Whether the table that was written before has a run that the new one has not."""
+    if not path.exists():
+        return False
+    before = pd.read_csv(path, comment="#")
+    names = [name for name in ("arm", "seed", "draw", "budget") if name in {*before, *table}]
+    if not set(names) <= {*before} & {*table}:
+        return len(before) > len(table)
+    runs = set(before[names].itertuples(index=False, name=None))
+    return bool(runs - set(table[names].itertuples(index=False, name=None)))
 
 
 def runs_in(path: Path) -> int:

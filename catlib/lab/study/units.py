@@ -364,15 +364,25 @@ class FinalUnit(StudyTrial):
     def is_done(self) -> bool:
         return self.found()["status"] == "done" or self._has_diverged()
 
+    def _asked(self) -> dict[str, Any]:
+        """The options, as a file of JSON gives them back."""
+        return json.loads(json.dumps(self.options))
+
     def _has_diverged(self) -> bool:
         """Whether the run ended with a loss that is not finite, and has no final model."""
         return is_done(self.folder) and "diverged" in read_run(self.folder)
 
     def found(self) -> dict[str, Any]:
-        """What has been measured so far: "status", "iteration" and, by name, "measured"."""
+        """What has been measured so far: "status", "iteration" and, by name, "measured".
+
+        What was measured with other options does not count. "autoattack" is the number of images
+        that AutoAttack was given, by what was installed then.
+        """
+        nothing = {"status": "running", "measured": {}}
         if not self.record.exists():
-            return {"status": "running", "measured": {}}
-        return json.loads(self.record.read_text())
+            return nothing
+        found = json.loads(self.record.read_text())
+        return found if found.get("options", self._asked()) == self._asked() else nothing
 
     def changed_code(self) -> list[str]:
         """None: the long run, in the same folder, is asked, and put aside with what is here."""
@@ -383,7 +393,7 @@ class FinalUnit(StudyTrial):
 
         Raises:
             Pause: the time was up.
-            Failure: its weights are gone.
+            Failure: its weights are gone, or AutoAttack is.
         """
         self.measure_alone()
 
@@ -391,7 +401,14 @@ class FinalUnit(StudyTrial):
         training = build_training(self.trial)
         saved = read_weights(self.folder, self.model, training.device)
         training.model.load_state_dict(saved["model"])
-        found = self.found() | {"iteration": saved["iteration"]}
+        found = self.found() | {"iteration": saved["iteration"], "options": self._asked()}
+        size = autoattack_size(self.options)
+        if found.get("autoattack", size) > size:
+            raise Failure(
+                f"{self.record} was begun with AutoAttack, and pyautoattack is missing here; "
+                "install it, or delete this file to measure without it."
+            )
+        found["autoattack"] = size
         for name, measure in final_measurements(training, self.trial, self.options):
             if name in found["measured"]:
                 continue

@@ -120,7 +120,9 @@ def study(
     """
     check_choice(workers, scheduler)
     runs, results = folders(profile, scale, runs, results)
-    deadline = time.time() + 60 * minutes if minutes else float("inf")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise ValueError(f"minutes is {minutes}; it must be a number above 0, or None: no limit.")
+    deadline = float("inf") if minutes is None else time.time() + 60 * minutes
     pieces = pieces_of(profile, scale)
     unknown = set(names) - {piece.name for piece in pieces}
     if unknown:
@@ -175,8 +177,8 @@ def possible(pieces: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
     without_autoattack = [piece.name for piece in pieces if piece.kind == "finals"]
     if without_autoattack and not autoattack_is_installed():
         print(
-            f"Measured without AutoAttack, as pyautoattack is missing here: "
-            f"{', '.join(without_autoattack)}. {INSTALL}",
+            f"Measured without AutoAttack, as pyautoattack is missing here, and it is not added "
+            f"later: {', '.join(without_autoattack)}. To have it, install pyautoattack first.",
             flush=True,
         )
     return [piece for piece in pieces if piece.name not in impossible | unchosen]
@@ -535,7 +537,8 @@ def final_row(long: Piece, one: Finished, unit: FinalUnit) -> dict:
         "iteration": found["iteration"],
         "coverage": round(records.coverage[found["iteration"]], 4),
     }
-    values = together(found["measured"], autoattack_size(unit.options))
+    autoattack = found.get("autoattack", autoattack_size(unit.options))
+    values = together(found["measured"], autoattack)
     return row | {name: round(value, 4) for name, value in values.items()}
 
 
