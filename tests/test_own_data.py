@@ -45,18 +45,19 @@ def in_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def documented(beginning):
-    """The arguments of the one command of docs/own.md that begins so."""
+def documented(beginning, **settings):
+    """The arguments of the one command of docs/own.md that begins so, with other settings."""
     text = (DOCS / "own.md").read_text(encoding="utf-8")
     [line] = re.findall(rf"^catlib ({beginning}.*)$", text, re.MULTILINE)
+    for name, value in settings.items():
+        line = re.sub(rf" -p {name}=\S+", "", line) + f" -p {name}={value}"
     return shlex.split(line)
 
 
 @pytest.mark.slow
 def test_the_document_leads_from_a_folder_of_images_to_a_judged_model(in_folder, capsys):
-    less = ["-p", "iterations=60", "-p", "evaluate_every=30", "-p", "epsilon_warm_up=20"]
-    less += ["-p", "sampling_number=24", "--workers", "1"]
-    assert command_line.main([*documented("batch trial"), *less]) == 0
+    less = {"iterations": 60, "evaluate_every": 30, "epsilon_warm_up": 20, "sampling_number": 24}
+    assert command_line.main([*documented("batch trial", **less), "--workers", "1"]) == 0
     table = pd.read_csv("runs/textures/table.csv")
     assert sorted(table.method) == ["AT", "CAT"]
     best = table.loc[table.robust_accuracy.idxmax()]
@@ -83,9 +84,9 @@ def test_the_document_leads_from_a_folder_of_images_to_a_judged_model(in_folder,
 @pytest.mark.slow
 @pytest.mark.no_device("its notebook is one that nbval runs")
 def test_notebook_06_races_on_a_folder_of_images(in_folder):
-    given = [word.replace("CLONE", str(ROOT)) for word in documented("batch CLONE")]
-    less = ["-p", "iterations=8", "-p", "evaluate_every=2", "--workers", "1"]
-    assert command_line.main([*given, *less]) == 0
+    arguments = documented("batch CLONE", iterations=8, evaluate_every=2)
+    arguments = [word.replace("CLONE", str(ROOT)) for word in arguments]
+    assert command_line.main([*arguments, "--workers", "1"]) == 0
     [path] = (in_folder / "runs" / "race").glob("*/*.ipynb")
     cells = nbformat.read(path, 4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
