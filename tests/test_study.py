@@ -363,6 +363,24 @@ def test_a_table_is_not_replaced_by_one_of_as_many_other_runs(tmp_path, capsys, 
     assert set(read(path).seed) == {0, 1}
 
 
+def test_a_table_is_not_replaced_by_one_of_other_settings_of_the_same_arms_and_seeds(
+    tmp_path, capsys
+):
+    one = quick(piece("audit"))
+    arm, trial = one.trials[0]
+    numbers = (2, 3)
+    grid = tuple((arm, replace(trial, sampling_number=number)) for number in numbers)
+    one = replace(one, trials=grid)
+    path = tmp_path / f"{one.table}.csv"
+    for _, trial in one.trials:
+        run(trial, tmp_path / "runs")
+    tables.write_table(one, tmp_path / "runs", tmp_path)
+    run(one.trials[0][1], tmp_path / "anew")
+    tables.write_table(one, tmp_path / "anew", tmp_path)
+    assert set(read(path).sampling_number) == {2, 3}
+    assert "stays as it is" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
 def test_no_time_at_all_is_no_limit(tmp_path, minutes):
     with pytest.raises(ValueError, match=r"minutes is .*; it must be a number above 0"):

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def write_result(
     """
     path = results / f"{piece.table}.csv"
     complete = len(finished) == len(piece.trials)
-    if not complete and _would_be_lost(path, table):
+    if not complete and _would_be_lost(piece, path, table):
         if path not in _told:  # said once, not after every run
             _told.add(path)
             print(
@@ -184,16 +185,26 @@ def write_result(
 _told: set[Path] = set()  # tables of which this process has said that they stay
 
 
-def _would_be_lost(path: Path, table: pd.DataFrame) -> bool:
+def _would_be_lost(piece: Piece, path: Path, table: pd.DataFrame) -> bool:
     """Whether the table that was written before has a run that the new one has not."""
     if not path.exists():
         return False
+    if table.empty:
+        return True
     before = pd.read_csv(path, comment="#")
-    names = [name for name in ("arm", "seed", "draw", "budget") if name in {*before, *table}]
-    if not set(names) <= {*before} & {*table}:
-        return len(before) > len(table)
-    runs = set(before[names].itertuples(index=False, name=None))
-    return bool(runs - set(table[names].itertuples(index=False, name=None)))
+    now = pd.read_csv(StringIO(table.to_csv(index=False)))  # so that both were read alike
+    names = ["arm", "seed", "draw", "budget"]
+    for name in varying_settings(piece):
+        names.append(f"setting_{name}" if f"setting_{name}" in before else name)
+    names = [name for name in names if name in {*before, *now}]
+    if not set(names) <= {*before} & {*now}:
+        return len(before) > len(now)
+    return bool(_runs_of(before[names]) - _runs_of(now[names]))
+
+
+def _runs_of(table: pd.DataFrame) -> set[tuple]:
+    """The runs of a table of what tells them apart; a setting that is None equals itself."""
+    return set(table.astype(object).fillna("").itertuples(index=False, name=None))
 
 
 def runs_in(path: Path) -> int:
